@@ -1,0 +1,1 @@
+"""Evaluation and diagnostics on top of `kvpress`: tasks, scorers, sweeps and statistics."""

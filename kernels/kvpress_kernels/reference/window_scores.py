@@ -1,0 +1,209 @@
+"""Evidence of a set of proxy queries: attention mass and output change of every unit, in bounded memory.
+
+For one query u and unit c, with attention A over the stored tokens (and a learned sink, where the model has one):
+
+    a_c = sum_{i in c} A_i        s_c = sum_{i in c} A_i v_i        o = sum_i A_i v_i
+    g_c = s_c - a_c o             leaving c out changes the output by -g_c / (1 - a_c)
+
+so NoLev is |g_c|^2 and MII is |g_c|^2 / (1 - a_c)^2 (arXiv 2605.08234 eq. 11 in the form that never divides by a_c).
+Every statistic is reduced over the queries as it is made; nothing of size queries x tokens outlives a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor
+
+#: elements of the largest intermediate (64 MiB in float32)
+CHUNK_ELEMENTS = 1 << 24
+#: lower bound of 1 - a_c: a unit that holds all the mass is never evicted anyway
+MIN_REST = 1e-6
+
+
+def change(alpha: float) -> str:
+    """Name of the statistic |g|^2 / (1 - a)^(2 alpha): alpha 0 is NoLev, alpha 1 is MII."""
+    return f"change@{alpha:g}"
+
+
+def window_scores(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    query_positions: Tensor,
+    key_positions: Tensor,
+    weights: Tensor,
+    *,
+    scale: float,
+    statistics: Collection[str],
+    unit_slots: Tensor | None = None,
+    reducer: str = "sum",
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    value_basis: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Statistics of every unit, reduced over the queries.
+
+    Args:
+        query: [S, G, Q, D] proxy queries of S KV heads with G query heads each.
+        keys: [S, N, D] stored keys, values: [S, N, Dv]; the S heads hold the same positions.
+        query_positions: [Q], key_positions: [N] ascending; a token is visible when its position <= the query's.
+        weights: [Q] non-negative r_u; queries of weight 0 are skipped.
+        scale: factor of the logits.
+        statistics: names among "mass" (sum r a), "mass_squared" (sum r a^2), "coverage" (sum r [a > share of the
+            unit under uniform attention]) and `change(alpha)`.
+        unit_slots: [U, P] int64 index of each unit's tokens, -1 where a unit is short; None: every token is a unit.
+        reducer: "sum", or "max" over the queries of weight > 0 (weights are then not multiplied in).
+        softcap: logits become softcap * tanh(logits / softcap).
+        sinks: [S, G] logits that join the denominator with value 0.
+        value_basis: [S, G, Dv, R]; values are multiplied by it, so that norms are those of another space (W_O).
+
+    Returns:
+        name -> [S, G, U] in float32 (float64 for float64 input).
+    """
+    used = weights > 0
+    query, query_positions, weights = query[:, :, used], query_positions[used], weights[used]
+    dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
+    n_heads, group, n_queries, _ = query.shape
+    n_units = keys.shape[1] if unit_slots is None else unit_slots.shape[0]
+    weights = weights.to(dtype)
+    result = {name: keys.new_zeros(n_heads, group, n_units, dtype=dtype) for name in statistics}
+    needs_values = any(name.startswith("change@") for name in statistics)
+    width = group * max(keys.shape[1], 1)
+    if needs_values and unit_slots is not None:
+        width = max(width, group * n_units * (values.shape[-1] if value_basis is None else value_basis.shape[-1]))
+    for heads in _slices(n_heads, max(1, CHUNK_ELEMENTS // width)):
+        head_keys = keys[heads].to(dtype)
+        head_values = _centred(values[heads], value_basis, heads, dtype) if needs_values else None
+        for chunk in _slices(n_queries, max(1, CHUNK_ELEMENTS // (width * (heads.stop - heads.start)))):
+            visible = int((key_positions <= query_positions[chunk].max()).sum())
+            probs = attention_probs(
+                query[heads, :, chunk].to(dtype), head_keys[:, :visible], query_positions[chunk],
+                key_positions[:visible], scale, softcap, None if sinks is None else sinks[heads].to(dtype),
+            )  # fmt: skip
+            per_query = _unit_statistics(probs, head_values, statistics, unit_slots, keys.shape[1])
+            for name, stat in per_query.items():  # [s, G, q, u]
+                units = stat.shape[-1]
+                if reducer == "max":
+                    target = result[name][heads, :, :units]
+                    torch.maximum(target, stat.amax(2), out=target)
+                else:
+                    result[name][heads, :, :units] += torch.einsum("sgqu,q->sgu", stat, weights[chunk])
+    return result
+
+
+def attention_probs(
+    query: Tensor, keys: Tensor, query_positions: Tensor, key_positions: Tensor, scale: float,
+    softcap: float | None, sinks: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Causal attention of [S, G, Q, D] queries over [S, N, D] keys: [S, G, Q, N]; rows that see nothing are zero."""
+    n_heads, group, n_queries, dim = query.shape
+    logits = (query.reshape(n_heads, group * n_queries, dim) @ keys.transpose(1, 2)).view(n_heads, group, n_queries, -1)
+    logits *= scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    hidden = key_positions[None] > query_positions[:, None]  # [Q, N]
+    any_hidden = bool(hidden.any())
+    if any_hidden:
+        logits.masked_fill_(hidden, float("-inf"))
+    if sinks is not None:
+        column = sinks[:, :, None, None].expand(-1, -1, n_queries, 1)
+        return torch.softmax(torch.cat([logits, column], -1), -1)[..., :-1]
+    probs = torch.softmax(logits, -1)
+    return probs.nan_to_num_(0.0) if any_hidden and bool(hidden.all(1).any()) else probs
+
+
+def unit_vectors(
+    probs: Tensor, values: Tensor, unit_slots: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Mass a_c [S, G, Q, U] and displacement g_c [S, G, Q, U, Dv] of every unit.
+
+    probs: [S, G, Q, N] from `attention_probs`; values: [S, N, Dv]. Sum of g over all units is 0 without sinks.
+    """
+    output = torch.einsum("sgqn,snd->sgqd", probs, values)
+    if unit_slots is None:
+        return probs, probs[..., None] * (values[:, None, None] - output[..., None, :])
+    gathered = _gather(probs, unit_slots)  # [S, G, Q, U, P]
+    unit_values = values[:, unit_slots.clamp(min=0)]  # [S, U, P, Dv]
+    mass = gathered.sum(-1)
+    return mass, torch.einsum("sgqup,supd->sgqud", gathered, unit_values) - mass[..., None] * output[..., None, :]
+
+
+def _unit_statistics(
+    probs: Tensor, values: tuple[Tensor, Tensor] | None, statistics: Collection[str], unit_slots: Tensor | None, n_keys: int
+) -> dict[str, Tensor]:
+    """Per-query statistics [s, G, q, u]; probs may cover only the first keys, the visible ones."""
+    visible = probs.shape[-1]
+    if unit_slots is not None:
+        probs = torch.nn.functional.pad(probs, (0, n_keys - visible))
+    mass = probs if unit_slots is None else _gather(probs, unit_slots).sum(-1)
+    found: dict[str, Tensor] = {}
+    squared_change = None
+    for name in statistics:
+        if name == "mass":
+            found[name] = mass
+        elif name == "mass_squared":
+            found[name] = mass.square()
+        elif name == "coverage":
+            size = 1 if unit_slots is None else (unit_slots >= 0).sum(1)
+            seen = (probs > 0).sum(-1, keepdim=True).clamp(min=1)
+            found[name] = (mass > size / seen).to(mass.dtype)
+        else:
+            assert values is not None
+            if squared_change is None:
+                squared_change = _squared_change(probs, mass, *values, unit_slots)
+            alpha = float(name.removeprefix("change@"))
+            rest = (1 - mass).clamp_(min=MIN_REST)
+            found[name] = squared_change if alpha == 0 else squared_change / rest.pow_(2 * alpha)
+    return found
+
+
+def _squared_change(probs: Tensor, mass: Tensor, values: Tensor, centre: Tensor, unit_slots: Tensor | None) -> Tensor:
+    """|g_c|^2 [s, G, q, u]. values: [s, G or 1, N, Dv] minus their mean `centre` [s, G or 1, 1, Dv].
+
+    Centred values keep |v - o|^2 = |v|^2 - 2 v.o + |o|^2 accurate in float32: the large common part cancels first.
+    """
+    if unit_slots is None:
+        values = values[:, :, : probs.shape[-1]]
+    output = probs @ values if values.shape[1] > 1 else _fold(probs, values)  # [s, G, q, Dv]
+    output = output - (1 - probs.sum(-1, keepdim=True)) * centre  # a learned sink has value 0, not the centre
+    if unit_slots is None:
+        cross = output @ values.transpose(2, 3) if values.shape[1] > 1 else _fold(output, values.transpose(2, 3))
+        distance = cross.mul_(-2).add_(values.square().sum(-1)[:, :, None]).add_(output.square().sum(-1, keepdim=True))
+        return distance.clamp_(min=0).mul_(mass).mul_(mass)
+    gathered = _gather(probs, unit_slots).transpose(2, 3)  # [s, G, U, q, P]
+    unit_values = values[:, :, unit_slots.clamp(min=0)]  # [s, G or 1, U, P, Dv]
+    if unit_values.shape[1] == 1:  # fold the group into the queries instead of copying the values G times
+        s, group, units, q, p = gathered.shape
+        folded = gathered.permute(0, 2, 1, 3, 4).reshape(s, units, group * q, p) @ unit_values[:, 0]
+        sums = folded.view(s, units, group, q, -1).permute(0, 2, 3, 1, 4)
+    else:
+        sums = (gathered @ unit_values).transpose(2, 3)  # [s, G, q, U, Dv]
+    return (sums - mass[..., None] * output[..., None, :]).square().sum(-1)
+
+
+def _fold(left: Tensor, right: Tensor) -> Tensor:
+    """[s, G, q, x] @ [s, 1, x, y] as one matmul per KV head."""
+    s, group, q, x = left.shape
+    return (left.reshape(s, group * q, x) @ right[:, 0]).view(s, group, q, -1)
+
+
+def _gather(probs: Tensor, unit_slots: Tensor) -> Tensor:
+    """probs [..., N] -> [..., U, P], zero where a unit is short."""
+    gathered = probs[..., unit_slots.clamp(min=0)]
+    return gathered if bool((unit_slots >= 0).all()) else gathered * (unit_slots >= 0)
+
+
+def _centred(values: Tensor, basis: Tensor | None, heads: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Values (times the basis) minus their mean over tokens, and that mean: [s, G or 1, N, Dv], [s, G or 1, 1, Dv]."""
+    wide = values.to(dtype)[:, None]
+    if basis is not None:
+        wide = wide @ basis[heads].to(dtype)
+    centre = wide.mean(2, keepdim=True)
+    return wide - centre, centre
+
+
+def _slices(total: int, step: int) -> Iterator[slice]:
+    for start in range(0, total, step):
+        yield slice(start, min(start + step, total))

@@ -1,0 +1,5 @@
+"""`python -m kvpress` is `kvpress`."""
+
+from kvpress.cli import main
+
+main()

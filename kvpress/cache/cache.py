@@ -1,0 +1,194 @@
+"""CompressedCache: a transformers cache whose bytes are really gone.
+
+    cache = kvpress.CompressedCache(model, "snapkv")
+    model.generate(**inputs, past_key_values=cache)
+    print(cache.nbytes, cache.report())
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from kvpress.attach import attach, detach
+from kvpress.cache.layer import CompressedLayer
+from kvpress.cache.plan import Plan
+from kvpress.contract import Contract, resolve
+from kvpress.report import Report, decision_record, make_report
+from kvpress.selection import decide, score
+from kvpress.support import cache_layers, check_contract_fits
+
+
+class CompressedCache(Cache):  # type: ignore[misc]
+    """Cache of one batch of sequences under one contract.
+
+    Full-attention layers are compressed; sliding-window layers keep transformers' own layer. The model answers to
+    this cache for as long as it is open (`close`, a `with` block, or its garbage collection ends that).
+
+    Args:
+        model: a decoder-only transformers model.
+        contract: preset name, YAML path, mapping or Contract; budget: replaces the contract's budget.
+        tokenizer: for query_law `reconstruction`, whose instruction is text; found by itself after `kvpress.load`.
+        reference: [B, m] token ids of the reference continuation, for query_law `oracle`.
+
+    Raises:
+        UnsupportedModelError: the model's attention cannot be compressed.
+        ContractError: the contract does not exist or does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        contract: str | dict[str, Any] | Contract,
+        *,
+        budget: Any = None,
+        tokenizer: Any = None,
+        reference: Tensor | None = None,
+    ) -> None:
+        self.contract = resolve(contract, budget)
+        layers, self.compressed = cache_layers(model)
+        check_contract_fits(self.contract, model, self.compressed, reference)
+        config = model.config.get_text_config(decoder=True)
+        self.plan = Plan(self.contract, len(self.compressed), len(self.compressed) * config.num_key_value_heads)
+        for place, index in enumerate(self.compressed):
+            layers[index] = CompressedLayer(self.plan, self, index, place)
+        super().__init__(layers=layers)
+        self.tokenizer, self.reference = tokenizer, reference
+        self.prompt_ids: Tensor | None = None
+        self.prompt_mask: Tensor | None = None
+        self._waiting_for_probe = False
+        attach(model)
+        self._detach = weakref.finalize(self, detach, model)
+
+    def close(self) -> None:
+        """Stop serving: the model is as it was before. The stored tensors stay readable."""
+        self._detach()
+
+    def __enter__(self) -> CompressedCache:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def compressed_layers(self) -> list[CompressedLayer]:
+        """The compressed layers, in order."""
+        return [self.layers[index] for index in self.compressed]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors that this cache owns: keys, values, positions, slack, kept queries, other layers."""
+        own = sum(layer.nbytes for layer in self.compressed_layers)
+        others = (layer for index, layer in enumerate(self.layers) if index not in set(self.compressed))
+        tensors = [t for layer in others for t in (layer.keys, layer.values) if isinstance(t, Tensor)]
+        return own + sum(t.untyped_storage().nbytes() for t in tensors)
+
+    @property
+    def prompt_length(self) -> int | None:
+        """Columns of the input at which this turn's prompt ends."""
+        return self.plan.prompt_length
+
+    def begin_prompt(self, length: int) -> None:
+        """Announce that the prompt of the coming turn ends at column `length` (padding included).
+
+        `generate` says so by itself. Say so before a chunked prefill by hand; a plain forward pass that nobody
+        announced counts as the whole prompt, and everything after it as decoding.
+        """
+        if length <= self.get_seq_length():
+            return
+        self.plan.prompt_length, self.plan.prompt_is_explicit = length, True
+        for layer in self.compressed_layers:
+            layer.steps_at_eviction = None
+
+    def report(self) -> Report:
+        """What was kept where, at which cost in bytes and seconds."""
+        return make_report(self)
+
+    # --- called by the layers -------------------------------------------------------------------------------------
+
+    def before_update(self, layer: CompressedLayer, n_new: int) -> None:
+        """Evict if a decode step is due: drafts that were rejected are gone by now, and every layer is at one length."""
+        if self.plan.prompt_length is None:
+            self.plan.prompt_length = layer.seen + n_new
+        if layer.store is None or not self.plan.evicts_in_decode:
+            return
+        steps = layer.seen - self.plan.prompt_length
+        if steps >= 0 and self.contract.schedule.due(steps, layer.steps_at_eviction):
+            self.cut(self.compressed_layers if self.plan.needs_all_layers else [layer], layer.seen)
+
+    def prompt_read(self, layer: CompressedLayer) -> None:
+        """A layer has attended to the last token of the prompt: cut it, pack it, or wait for the others."""
+        later_turn = layer.store is not None
+        cuts = self.plan.evicts and self.contract.schedule.evicts_at_prefill_end
+        if not cuts or (self.plan.needs_probe and later_turn):
+            layer.apply(None, layer.seen)
+        elif self.plan.needs_probe:
+            self._waiting_for_probe = True
+        elif not self.plan.needs_all_layers:
+            self.cut([layer], self._prompt_end())
+        elif layer.place == self.plan.n_layers - 1:
+            self.cut(self.compressed_layers, self._prompt_end())
+
+    def cut(self, layers: Sequence[CompressedLayer], limit: int) -> None:
+        """Bring layers down to the budget; only tokens in columns before `limit` are looked at."""
+        clock, device = self.plan.clock, layers[0].device
+        with clock.measure("evidence", device):
+            problems = []
+            for layer in layers:
+                layer.evidence.fold(layer, limit)
+                problems.append(layer.problems(limit))
+            rows = [[score(self.contract, layer[row]) for layer in problems] for row in range(layers[0].n_rows)]
+        with clock.measure("eviction", device):
+            decisions = [decide(self.contract, row) for row in rows]
+            for at, layer in enumerate(layers):
+                for row, decided in enumerate(decisions):
+                    record = decision_record(decided[at], problems[at][row], layer.token_bytes)
+                    self.plan.decisions[(layer.index, row)] = record
+                layer.apply([row[at].kept for row in decisions], limit)
+                layer.evidence.clear_after_cut()
+                layer.steps_at_eviction = max(layer.seen - self._prompt_end(), 0)
+
+    def _prompt_end(self) -> int:
+        assert self.plan.prompt_length is not None
+        return self.plan.prompt_length
+
+    # --- called by the hooks on the model --------------------------------------------------------------------------
+
+    def note_inputs(self, input_ids: Tensor | None, mask: Tensor | None) -> None:
+        """Remember the prompt's ids [B, n] and 2-D mask, which an extra pass over the context needs."""
+        if not self.plan.needs_probe or self.plan.probing:
+            return
+        prompt = self.plan.prompt_length
+        if input_ids is not None and (prompt is None or self.get_seq_length() < prompt):
+            self.prompt_ids = input_ids if self.prompt_ids is None else torch.cat([self.prompt_ids, input_ids], 1)
+            self.prompt_mask = mask
+
+    def start_forward(self) -> None:
+        """A forward pass of the model begins."""
+        if not self.plan.probing:
+            self.plan.clock.start_forward()
+
+    def end_forward(self, model: PreTrainedModel) -> None:
+        """A forward pass is over: book its time, run the extra pass that the query law asks for, then cut."""
+        if self.plan.probing:
+            return
+        first = self.compressed_layers[0] if self.compressed else None
+        in_prompt = first is None or first.seen <= (self.plan.prompt_length or 0)
+        self.plan.clock.end_forward("prefill" if in_prompt else "decode", model.device)
+        if self._waiting_for_probe:
+            from kvpress.probe import run_probe
+
+            self._waiting_for_probe = False
+            with self.plan.clock.measure("evidence", model.device):
+                run_probe(model, self)
+            if self.plan.needs_all_layers:
+                self.cut(self.compressed_layers, self._prompt_end())
+            else:
+                for layer in self.compressed_layers:
+                    self.cut([layer], self._prompt_end())

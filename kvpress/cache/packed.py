@@ -1,0 +1,150 @@
+"""PackedStore: kept tokens of one layer in flat buffers, one segment per (row, KV head), never padded to the longest.
+
+    keys      [capacity, D]       segment r occupies starts[r] ... starts[r] + room[r], of which lengths[r] are in use
+    values    [capacity, Dv]      the rest is slack that new tokens fill
+    positions [capacity] int32    the column of the token in the (padded) input; ascending within a segment
+
+Segments are row-major: r = row * n_heads + head. Lengths live on the host, so that no step waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+#: slack added when a segment is full: at least this many tokens, or 1/16 of the segment
+MIN_SLACK = 16
+
+
+class PackedStore:
+    """Ragged K/V storage of one layer; policy-free (it is told what to keep)."""
+
+    def __init__(self, keys: Tensor, values: Tensor, kept: Sequence[Tensor]) -> None:
+        """Copy the kept tokens of dense tensors, without slack.
+
+        Args:
+            keys: [B, H, n, D], values: [B, H, n, Dv].
+            kept: for each (row, head), row-major, the ascending columns [m] to store; m may differ.
+        """
+        self.n_heads = keys.shape[1]
+        self.lengths = [int(columns.numel()) for columns in kept]
+        self.room = list(self.lengths)
+        self._place()
+        total = sum(self.lengths)
+        self.keys = keys.new_empty(total, keys.shape[-1])
+        self.values = values.new_empty(total, values.shape[-1])
+        self.positions = torch.cat(list(kept)).to(keys.device, torch.int32)
+        for index, columns in enumerate(kept):  # straight into the buffers: no second copy of the kept tokens
+            row, head = divmod(index, self.n_heads)
+            used = slice(self.starts[index], self.starts[index] + self.lengths[index])
+            torch.index_select(keys[row, head], 0, columns, out=self.keys[used])
+            torch.index_select(values[row, head], 0, columns, out=self.values[used])
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.lengths) // self.n_heads
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers, slack included."""
+        return sum(t.untyped_storage().nbytes() for t in (self.keys, self.values, self.positions))
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one stored token in one head, position included."""
+        return sum(t[:1].numel() * t.element_size() for t in (self.keys, self.values, self.positions))
+
+    def segment(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of one segment's keys [n, D], values [n, Dv] and positions [n]."""
+        used = slice(self.starts[index], self.starts[index] + self.lengths[index])
+        return self.keys[used], self.values[used], self.positions[used]
+
+    def segments(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """All segments, row-major."""
+        return (self.segment(index) for index in range(len(self.lengths)))
+
+    def append(self, keys: Tensor, values: Tensor, columns: Tensor, valid: Tensor | None = None) -> None:
+        """Add new tokens at the end of every segment.
+
+        Args:
+            keys: [B, H, q, D], values: [B, H, q, Dv], columns: [q] their columns in the input.
+            valid: [B, q] bool on the host, False for padding, which is not stored; None when there is none.
+        """
+        n_new = keys.shape[2]
+        counts = [n_new] * self.n_rows if valid is None else [int(row.sum()) for row in valid]
+        per_segment = [count for count in counts for _ in range(self.n_heads)]
+        if any(n + new > room for n, new, room in zip(self.lengths, per_segment, self.room, strict=True)):
+            self._grow(per_segment)
+        ends = torch.tensor([s + n for s, n in zip(self.starts, self.lengths, strict=True)])
+        if valid is None:
+            target = (ends[:, None] + torch.arange(n_new)).flatten().to(self.keys.device)
+            source_keys, source_values = keys.reshape(-1, keys.shape[-1]), values.reshape(-1, values.shape[-1])
+            source_columns = columns.repeat(len(self.lengths))
+        else:
+            offset = (valid.long().cumsum(1) - 1).repeat_interleave(self.n_heads, 0)  # [R, q]
+            chosen = valid.repeat_interleave(self.n_heads, 0)
+            target = (ends[:, None] + offset)[chosen].to(self.keys.device)
+            mask = chosen.to(keys.device)
+            source_keys, source_values = keys.flatten(0, 1)[mask], values.flatten(0, 1)[mask]
+            source_columns = columns.expand(len(self.lengths), -1)[mask.to(columns.device)]
+        self.keys.index_copy_(0, target, source_keys)
+        self.values.index_copy_(0, target, source_values)
+        self.positions.index_copy_(0, target, source_columns.to(self.positions))
+        self.lengths = [n + new for n, new in zip(self.lengths, per_segment, strict=True)]
+
+    def keep(self, kept: Sequence[Tensor]) -> None:
+        """Reduce every segment to the tokens that `kept` [n] (ascending indices) names, and free the rest."""
+        self._replace(kept, [int(index.numel()) for index in kept])
+
+    def truncate(self, column: int) -> None:
+        """Forget tokens at or behind a column of the input (a rejected draft); their room becomes slack."""
+        for index in range(len(self.lengths)):
+            positions = self.segment(index)[2]
+            self.lengths[index] = int((positions < column).sum())
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep, reorder or repeat rows (beam search): row i becomes the old row rows[i]."""
+        chosen = [row * self.n_heads + head for row in rows for head in range(self.n_heads)]
+        if chosen == list(range(len(self.lengths))):
+            return
+        starts, lengths, room = self.starts, self.lengths, self.room
+        where = [torch.arange(starts[i], starts[i] + lengths[i]) for i in chosen]
+        self._gather(where, [room[i] for i in chosen])
+
+    def _grow(self, new: Sequence[int]) -> None:
+        """Give every segment that is short the room for `new` tokens, and slack."""
+        needed = [n + more for n, more in zip(self.lengths, new, strict=True)]
+        room = [
+            max(have, need + max(MIN_SLACK, need // 16)) if need > have else have
+            for need, have in zip(needed, self.room, strict=True)
+        ]
+        everything = [torch.arange(s, s + n) for s, n in zip(self.starts, self.lengths, strict=True)]
+        self._gather(everything, room)
+
+    def _replace(self, kept: Sequence[Tensor], room: list[int]) -> None:
+        self._gather([start + index.cpu() for start, index in zip(self.starts, kept, strict=True)], room)
+
+    def _gather(self, where: Sequence[Tensor], room: list[int]) -> None:
+        """Move the tokens at the flat indices `where` (host, one tensor per segment) into new buffers."""
+        lengths = [int(index.numel()) for index in where]
+        source = torch.cat(list(where)).to(self.keys.device) if where else torch.empty(0, dtype=torch.long)
+        self.lengths, self.room = lengths, room
+        self._place()
+        target = torch.cat([torch.arange(s, s + n) for s, n in zip(self.starts, lengths, strict=True)])
+        target = target.to(self.keys.device)
+        dense = sum(room) == sum(lengths)
+        for name in ("keys", "values", "positions"):
+            old: Tensor = getattr(self, name)
+            if dense:
+                new = old.index_select(0, source)
+            else:
+                new = old.new_empty((sum(room), *old.shape[1:])).index_copy_(0, target, old.index_select(0, source))
+            setattr(self, name, new)
+
+    def _place(self) -> None:
+        """Recompute the starts from the room of each segment."""
+        self.starts = [0]
+        for room in self.room[:-1]:
+            self.starts.append(self.starts[-1] + room)

@@ -1,0 +1,102 @@
+"""What the layers of one cache share: the contract, the prompt's length, the model's shape, and the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kvpress.contract import Contract
+from kvpress.slots.access import Aggregate
+
+
+@dataclass
+class Clock:
+    """Seconds spent per phase; on a GPU a phase ends when the device has finished it."""
+
+    prefill: float = 0.0
+    evidence: float = 0.0
+    eviction: float = 0.0
+    decode: float = 0.0
+    decode_steps: int = 0
+    _started: tuple[float, float] | None = None
+
+    @contextmanager
+    def measure(self, phase: str, device: torch.device) -> Iterator[None]:
+        """Add the time of the block to `phase`."""
+        _finish(device)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            _finish(device)
+            setattr(self, phase, getattr(self, phase) + time.perf_counter() - start)
+
+    def start_forward(self) -> None:
+        """Note the time; evidence and eviction that happen inside the pass are booked on their own."""
+        self._started = (time.perf_counter(), self.evidence + self.eviction)
+
+    def end_forward(self, phase: str, device: torch.device) -> None:
+        """Book the pass under "prefill" or "decode"."""
+        if self._started is None:
+            return
+        _finish(device)
+        start, own = self._started
+        spent = time.perf_counter() - start - (self.evidence + self.eviction - own)
+        setattr(self, phase, getattr(self, phase) + spent)
+        self.decode_steps += phase == "decode"
+        self._started = None
+
+    def to_dict(self) -> dict[str, float]:
+        return {phase: getattr(self, phase) for phase in ("prefill", "evidence", "eviction", "decode")}
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass
+class Plan:
+    """Shared state of one cache.
+
+    prompt_length: columns of the input at which the prompt of this turn ends, None before anyone said so.
+    n_layers: compressed layers; n_heads_total: their KV heads.
+    """
+
+    contract: Contract
+    n_layers: int
+    n_heads_total: int = 0
+    prompt_length: int | None = None
+    prompt_is_explicit: bool = False
+    probing: bool = False
+    probe_valid: Any = None  # [B, q] bool on the host while a padded batch is probed
+    clock: Clock = field(default_factory=Clock)
+    decisions: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def evicts(self) -> bool:
+        """False when the budget is the whole prompt: nothing is ever looked at or evicted."""
+        return not self.contract.budget.keeps_everything
+
+    @property
+    def needs_all_layers(self) -> bool:
+        """Whether a decision needs the scores of all layers."""
+        access = self.contract.access
+        wide = isinstance(access, Aggregate) and access.scope == "model"
+        return self.evicts and (wide or self.contract.allocation.needs_all_layers)
+
+    @property
+    def needs_probe(self) -> bool:
+        """Whether the evidence comes from an extra forward pass after the prompt."""
+        law = self.contract.query_law
+        return self.evicts and bool(self.contract.ranking.statistics) and law.origin in ("reconstruction", "oracle")
+
+    @property
+    def evicts_in_decode(self) -> bool:
+        """Whether queries of decode steps may be evidence of a later eviction."""
+        return self.evicts and self.contract.schedule.kind in ("after_decode_steps", "every_decode_steps")

@@ -1,0 +1,237 @@
+"""What a slot may read about one sequence in one layer: its stored tokens as units, their features and statistics.
+
+Heads that hold the same positions (always the case before the first eviction) are computed together; ragged heads
+one by one. Everything that slots see is [H, U] with U the longest head's units; `valid` marks real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kvpress_kernels.reference.window_scores import attention_probs, unit_vectors, window_scores
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What evidence needs to know of an attention layer.
+
+    index: place among all layers; group: query heads per KV head; sinks: [H, G] learned logits or None;
+    output_weight: [H, G, Dv, hidden] slices of W_O, None when no slot reads it.
+    """
+
+    index: int
+    group: int
+    scale: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    output_weight: Tensor | None = None
+
+    @cached_property
+    def output_basis(self) -> Tensor:
+        """[H, G, Dv, Dv] basis L with |v L| = |v W_O|: L L^T = W_O W_O^T, from its eigenvectors (it may be singular)."""
+        assert self.output_weight is not None
+        weight = self.output_weight.float()
+        values, vectors = torch.linalg.eigh(weight @ weight.transpose(-1, -2))
+        return vectors * values.clamp(min=0).sqrt()[..., None, :]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Proxy queries of one sequence: vectors [H, G, Q, D], positions [Q] (from the first real token), weights [Q]."""
+
+    vectors: Tensor
+    positions: Tensor
+    weights: Tensor
+
+    def subset(self, chosen: Tensor) -> Queries:
+        """The queries that the boolean mask [Q] chooses."""
+        return Queries(self.vectors[:, :, chosen], self.positions[chosen], self.weights[chosen])
+
+
+@dataclass(frozen=True)
+class HeadGroup:
+    """KV heads that store the same positions: keys [S, N, D], values [S, N, Dv], positions [N] ascending."""
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Units of a head group: first position [U], tokens [U], index of the tokens [U, P] (None: a token is a unit)."""
+
+    starts: Tensor
+    sizes: Tensor
+    slots: Tensor | None
+
+
+class UnitFeatures:
+    """The stored tokens of one sequence in one layer, cut into units of `block_size` positions."""
+
+    def __init__(self, spec: LayerSpec, groups: Sequence[HeadGroup], block_size: int) -> None:
+        self.spec, self.groups, self.block_size = spec, groups, block_size
+        self.layer = spec.index
+        self._tables = [_cut(group.positions, block_size) for group in groups]
+        self.n_units = max(table.starts.numel() for table in self._tables)
+        self.starts = self._stack([t.starts.expand(g.keys.shape[0], -1) for g, t in self._pairs()])  # [H, U]
+        self.sizes = self._stack([t.sizes.expand(g.keys.shape[0], -1) for g, t in self._pairs()])
+        self.valid = self.sizes > 0
+
+    @property
+    def n_heads(self) -> int:
+        return self.starts.shape[0]
+
+    def head(self, index: int) -> tuple[HeadGroup, _Table, int]:
+        """The group that holds KV head `index`, its units, and the head's place in the group."""
+        for group, table in self._pairs():
+            if index < group.keys.shape[0]:
+                return group, table, index
+            index -= group.keys.shape[0]
+        raise IndexError(index)
+
+    def token_mask(self, head: int, units: Tensor) -> Tensor:
+        """Tokens [N] of a head that belong to the chosen units [U] (bool)."""
+        group, table, _ = self.head(head)
+        chosen = units[: table.starts.numel()]
+        return chosen if table.slots is None else torch.repeat_interleave(chosen, table.sizes)
+
+    def statistics(
+        self, queries: Queries, names: Collection[str], reducer: str, in_output_space: bool = False
+    ) -> dict[str, Tensor]:
+        """Statistics [H, G, U] of `window_scores`, zero where no unit is."""
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        first = 0
+        for group, table in self._pairs():
+            heads = slice(first, first + group.keys.shape[0])
+            found = window_scores(
+                queries.vectors[heads], group.keys, group.values, queries.positions, group.positions, queries.weights,
+                scale=self.spec.scale, statistics=names, unit_slots=table.slots, reducer=reducer,
+                softcap=self.spec.softcap, sinks=None if self.spec.sinks is None else self.spec.sinks[heads],
+                value_basis=self.spec.output_basis[heads] if in_output_space else None,
+            )  # fmt: skip
+            for name, value in found.items():
+                parts[name].append(value)
+            first = heads.stop
+        return {name: self._stack(values) for name, values in parts.items()}
+
+    def vectors(self, head: int, queries: Queries) -> tuple[Tensor, Tensor]:
+        """Mass [G*Q, U] and displacement g [G*Q, U, Dv] of every unit of one head, float32 or wider."""
+        group, table, place = self.head(head)
+        dtype = torch.float64 if group.keys.dtype == torch.float64 else torch.float32
+        at = slice(place, place + 1)
+        sinks = None if self.spec.sinks is None else self.spec.sinks[head : head + 1].to(dtype)
+        probs = attention_probs(
+            queries.vectors[head : head + 1].to(dtype), group.keys[at].to(dtype), queries.positions, group.positions,
+            self.spec.scale, self.spec.softcap, sinks,
+        )  # fmt: skip
+        mass, shift = unit_vectors(probs, group.values[at].to(dtype), table.slots)
+        return mass.flatten(0, 2), shift.flatten(0, 2)
+
+    def key_norm(self) -> Tensor:
+        """[H, U] L2 norm of the keys, mean over the unit's tokens."""
+        return self._stack([self._unit_mean(g.keys.float().norm(dim=-1), t) for g, t in self._pairs()])
+
+    def value_norm(self, order: int) -> Tensor:
+        """[H, U] L1 or L2 norm of the values, mean over the unit's tokens."""
+        return self._stack([self._unit_mean(g.values.float().norm(order, dim=-1), t) for g, t in self._pairs()])
+
+    def output_norm(self, order: int) -> Tensor:
+        """[H, G, U] L1 or L2 norm of v W_O, mean over the unit's tokens, one query head at a time."""
+        weight = self.spec.output_weight
+        assert weight is not None
+        parts, first = [], 0
+        for group, table in self._pairs():
+            n = group.keys.shape[0]
+            values = group.values.to(weight.dtype)
+            norms = [
+                torch.stack([
+                    torch.cat([(part @ weight[first + s, g]).float().norm(order, dim=-1) for part in values[s].split(4096)])
+                    for g in range(self.spec.group)
+                ])
+                for s in range(n)
+            ]  # fmt: skip
+            parts.append(self._unit_mean(torch.stack(norms), table))
+            first += n
+        return self._stack(parts)
+
+    def distance_to_mean(self, share: Tensor) -> Tensor:
+        """[H, U] |o - v_c|_2 with v_c the unit's mean value and o = sum_c share_c v_c; share: [H, U] summing to 1."""
+        parts, first = [], 0
+        for group, table in self._pairs():
+            n = group.keys.shape[0]
+            values = self._unit_mean(group.values.to(share.dtype).transpose(1, 2), table).transpose(1, 2)  # [S, U, Dv]
+            weights = share[first : first + n, : values.shape[1]]
+            parts.append((torch.einsum("su,sud->sd", weights, values)[:, None] - values).norm(dim=-1))
+            first += n
+        return self._stack(parts)
+
+    def _pairs(self) -> list[tuple[HeadGroup, _Table]]:
+        return list(zip(self.groups, self._tables, strict=True))
+
+    def _stack(self, parts: list[Tensor]) -> Tensor:
+        """Heads of all groups in one tensor, units padded with zeros to the longest."""
+        return torch.cat([F.pad(part, (0, self.n_units - part.shape[-1])) for part in parts])
+
+    @staticmethod
+    def _unit_mean(per_token: Tensor, table: _Table) -> Tensor:
+        """[..., N] -> [..., U]."""
+        if table.slots is None:
+            return per_token
+        gathered = per_token[..., table.slots.clamp(min=0)] * (table.slots >= 0)
+        return gathered.sum(-1) / table.sizes
+
+
+@dataclass
+class CarriedStatistics:
+    """Statistics of queries that are gone, kept by the first position of their unit: they survive eviction and growth.
+
+    Per KV head: starts [U] ascending and statistics [G, U].
+    """
+
+    starts: list[Tensor] = field(default_factory=list)
+    values: list[dict[str, Tensor]] = field(default_factory=list)
+    weight: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        tensors = [*self.starts, *(t for head in self.values for t in head.values())]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def merge_into(self, statistics: dict[str, Tensor], features: UnitFeatures, reducer: str) -> dict[str, Tensor]:
+        """Add the carried statistics to fresh ones [H, G, U] of the units at hand."""
+        for head, (starts, values) in enumerate(zip(self.starts, self.values, strict=True)):
+            current = features.starts[head][features.valid[head]]
+            at = torch.searchsorted(starts, current).clamp(max=max(starts.numel() - 1, 0))
+            known = (starts[at] == current) if starts.numel() else torch.zeros_like(current, dtype=torch.bool)
+            for name, target in statistics.items():
+                row = target[head, :, : current.numel()]
+                old = values[name][:, at] * known if starts.numel() else torch.zeros_like(row)
+                row.copy_(torch.maximum(row, old) if reducer == "max" else row + old)
+        return statistics
+
+    @classmethod
+    def of(cls, statistics: dict[str, Tensor], features: UnitFeatures, weight: float) -> CarriedStatistics:
+        """Carry [H, G, U] statistics of the units at hand."""
+        valid = features.valid
+        return cls(
+            [features.starts[h][valid[h]].clone() for h in range(features.n_heads)],
+            [{k: v[h, :, valid[h]].clone() for k, v in statistics.items()} for h in range(features.n_heads)],
+            weight,
+        )
+
+
+def _cut(positions: Tensor, block_size: int) -> _Table:
+    """Units of ascending positions: runs that share position // block_size."""
+    if block_size == 1:
+        return _Table(positions, torch.ones_like(positions), None)
+    blocks, sizes = torch.unique_consecutive(positions // block_size, return_counts=True)
+    ends = sizes.cumsum(0)
+    slots = (ends - sizes)[:, None] + torch.arange(block_size, device=positions.device)
+    return _Table(blocks * block_size, sizes, torch.where(slots < ends[:, None], slots, -1))

@@ -1,0 +1,145 @@
+"""What a cache kept, per layer and head, in tokens, bytes and seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvpress.selection import Decision, Problem
+
+if TYPE_CHECKING:
+    from kvpress.cache import CompressedCache
+    from kvpress.cache.layer import CompressedLayer
+
+
+@dataclass(frozen=True)
+class Report:
+    """A snapshot; `to_dict` is JSON-able, `str` a table for people."""
+
+    data: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.data
+
+    def __str__(self) -> str:
+        d = self.data
+        lines = [
+            f"contract {d['contract']} ({d['contract_id'][:12]}), backend {d['backend']}",
+            f"kept {d['kept_tokens']:.1f} of {d['seen_tokens']:.1f} tokens per KV head and row, "
+            f"{d['cache_bytes'] / 2**20:.2f} of {d['full_bytes'] / 2**20:.2f} MiB ({d['byte_share']:.1%}; index "
+            f"{d['index_bytes'] / 2**20:.2f}, slack {d['slack_bytes'] / 2**20:.2f})",
+            f"peak: {d['peak']}",
+            "seconds: " + ", ".join(f"{k} {v:.3f}" for k, v in d["seconds"].items()) + f" ({d['decode_steps']} decode steps)",
+            f"{'layer':>5}  {'kept per head':<32} {'MiB':>8} {'of':>8} {'eta_proj':>8} {'eps_lat':>7} {'mass':>6} {'ties':>5}",
+        ]
+        for layer in d["layers"]:
+            if not layer["compressed"]:
+                lines.append(f"{layer['layer']:>5}  sliding window, kept by transformers")
+                continue
+            kept = _shorten([str(head["kept_tokens"]) for head in layer["heads"]], 32)
+            before = sum(head["bytes_before"] for head in layer["heads"]) / 2**20
+            after = sum(head["bytes_after"] for head in layer["heads"]) / 2**20
+            lines.append(
+                f"{layer['layer']:>5}  {kept:<32} {after:>8.3f} {before:>8.3f} {_number(layer['eta_proj'], '.3f'):>8} "
+                f"{_number(layer['eps_lat'], 'd'):>7} {_number(layer['kept_mass'], '.3f'):>6} {_number(layer['ties'], 'd'):>5}"
+            )
+        return "\n".join(lines)
+
+
+def decision_record(decision: Decision, problem: Problem, token_bytes: int) -> dict[str, Any]:
+    """What is remembered of one decision (one row of one layer) for the report."""
+    before = problem.features.sizes.sum(1).tolist()
+    return {
+        "tokens_before": before,
+        "tokens_after": [int(kept.numel()) for kept in decision.kept],
+        "bytes_before": [n * token_bytes for n in before],
+        "budget": problem.budget,
+        "eta_proj": decision.eta_proj,
+        "eps_lat": sum(decision.eps_lat),
+        "kept_mass": decision.kept_mass,
+        "ties": decision.ties,
+    }
+
+
+def make_report(cache: CompressedCache) -> Report:
+    """Report of a cache as it is now.
+
+    `full_bytes` is what transformers' DynamicCache would hold for the tokens seen so far, padding included.
+    """
+    plan, layers = cache.plan, cache.compressed_layers
+    ready = [layer for layer in layers if layer.is_initialized]
+    compressed = {layer.index: layer for layer in ready}
+    rows = [_layer_rows(plan.decisions, layer) for layer in ready]
+    heads = [head for row in rows for head in row["heads"]]
+    others = cache.nbytes - sum(layer.nbytes for layer in layers)
+    full = sum((layer.token_bytes - 4) * layer.n_heads * layer.n_rows * layer.seen for layer in ready) + others
+    stores = [layer.store for layer in ready if layer.store is not None]
+    index = sum(store.positions.numel() * 4 for store in stores)
+    slack = sum((sum(store.room) - sum(store.lengths)) * store.token_bytes for store in stores)
+    seen = [n for layer in ready for n in _seen(layer)]
+    by_layer = {row["layer"]: row for row in rows}
+    return Report(
+        {
+            "contract": cache.contract.name,
+            "contract_id": cache.contract.id,
+            "backend": "torch",
+            "cache_bytes": cache.nbytes,
+            "full_bytes": full,
+            "byte_share": cache.nbytes / full if full else 0.0,
+            "index_bytes": index,
+            "slack_bytes": slack,
+            "kept_tokens": sum(head["kept_tokens"] for head in heads) / max(len(heads), 1),
+            "seen_tokens": sum(seen) / max(len(seen), 1),
+            "prompt_tokens": plan.prompt_length or 0,
+            "peak": "all layers in full (the decision needs every layer)"
+            if plan.needs_all_layers or plan.needs_probe
+            else "one layer in full beside the compressed rest",
+            "seconds": plan.clock.to_dict(),
+            "decode_steps": plan.clock.decode_steps,
+            "layers": [
+                by_layer.get(i, {"layer": i, "compressed": i in compressed, "heads": []}) for i in range(len(cache.layers))
+            ],
+        }
+    )
+
+
+def _layer_rows(decisions: dict[tuple[int, int], dict[str, Any]], layer: CompressedLayer) -> dict[str, Any]:
+    """One layer: its heads in all rows, and the decisions' measures (means over rows; counts are summed)."""
+    lengths = layer.store.lengths if layer.store is not None else []
+    heads, token = [], layer.token_bytes
+    for index, kept in enumerate(lengths):
+        row, head = divmod(index, layer.n_heads)
+        seen = _seen(layer)[row]
+        heads.append(
+            {"row": row, "head": head, "kept_tokens": kept, "bytes_before": seen * (token - 4), "bytes_after": kept * token}
+        )
+    found = [decisions[key] for row in range(layer.n_rows) if (key := (layer.index, row)) in decisions]
+
+    def mean(name: str) -> float | None:
+        values = [record[name] for record in found if record[name] is not None]
+        return sum(values) / len(values) if values else None
+
+    return {
+        "layer": layer.index,
+        "compressed": True,
+        "heads": heads,
+        "eta_proj": mean("eta_proj"),
+        "kept_mass": mean("kept_mass"),
+        "eps_lat": sum(record["eps_lat"] for record in found) if found else None,
+        "ties": sum(record["ties"] for record in found) if found else None,
+        "budget": [record["budget"] for record in found],
+    }
+
+
+def _seen(layer: CompressedLayer) -> list[int]:
+    """Real tokens seen, per row."""
+    return [layer.seen - offset for offset in layer.offsets]
+
+
+def _shorten(words: list[str], width: int) -> str:
+    text = " ".join(words)
+    return text if len(text) <= width else text[: width - 3].rsplit(" ", 1)[0] + " ..."
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,77 @@
+"""Slot `access`: how the attention of queries and heads becomes one exposure per unit.
+
+Order: reduce over queries, debias, pool over neighbouring units, reduce over the grouped query heads, then over
+heads or layers when the scope is wider than a KV head.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from kvpress.slots.base import Choice
+
+
+class Access(Choice, slot="access"):
+    """Base of the aggregations."""
+
+
+class Aggregate(Access, kind="aggregate"):
+    """The one aggregation, with a field for each decision.
+
+    pooling, kernel: smoothing over neighbouring units, stride 1, zero padding counted (SnapKV).
+    debias: divide by the weight of the queries that could see the unit (T - i for cumulative attention).
+    query_reducer: over queries; `mean` divides by the total weight, `max` is KVzip's.
+    head_reducer: over the query heads of a KV head, and over KV heads and layers in a wider scope.
+    scope: `head` lets each KV head decide, `layer` gives all heads of a layer one set, `model` gives all layers one set.
+    layers, layer_weights: which layers speak in scope `model`, and their beta (all, 1 by default).
+    """
+
+    source: ClassVar[str] = "arXiv 2605.08234 eq. 4-5, 11; pooling: arXiv 2404.14469"
+    pooling: Literal["none", "avg", "max"] = "none"
+    kernel: int = Field(default=1, ge=1)
+    debias: bool = False
+    query_reducer: Literal["sum", "mean", "max"] = "mean"
+    head_reducer: Literal["sum", "mean", "max"] = "mean"
+    scope: Literal["head", "layer", "model"] = "head"
+    layers: tuple[int, ...] = ()
+    layer_weights: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Aggregate:
+        if (self.pooling == "none") != (self.kernel == 1):
+            raise ValueError("'pooling' needs a 'kernel' above 1, and a kernel needs a pooling other than 'none'")
+        if self.kernel % 2 == 0:
+            raise ValueError("'kernel' must be odd, so that the window is centred")
+        if self.debias and self.query_reducer == "max":
+            raise ValueError("'debias' divides a sum by a count, which has no meaning after query_reducer 'max'")
+        if self.layers and self.scope != "model":
+            raise ValueError("'layers' chooses who speaks in scope 'model'; this scope lets every layer decide itself")
+        if self.layer_weights and len(self.layer_weights) != len(self.layers):
+            raise ValueError("'layer_weights' needs one weight for each of 'layers'")
+        return self
+
+    def smooth(self, exposure: Tensor, valid: Tensor) -> Tensor:
+        """Pool over neighbouring units. exposure: [H, G, U] non-negative; valid: [H, U] bool. Returns [H, G, U]."""
+        if self.pooling == "none":
+            return exposure
+        exposure = exposure * valid[:, None]
+        pool = F.avg_pool1d if self.pooling == "avg" else F.max_pool1d
+        return pool(exposure, self.kernel, stride=1, padding=self.kernel // 2) * valid[:, None]
+
+    def reduce_heads(self, scores: Tensor, dim: int) -> Tensor:
+        """Reduce over heads (or over layers) with `head_reducer`."""
+        if self.head_reducer == "max":
+            return scores.amax(dim)
+        return scores.sum(dim) if self.head_reducer == "sum" else scores.mean(dim)
+
+    def combine_layers(self, scores: list[Tensor]) -> Tensor:
+        """Scope `model`: one score per unit from every layer's [U] scores (eq. 11: sum over L* with weights beta)."""
+        chosen = self.layers or tuple(range(len(scores)))
+        weights = self.layer_weights or (1.0,) * len(chosen)
+        target = scores[0].device
+        return torch.stack([w * scores[i].to(target) for i, w in zip(chosen, weights, strict=True)]).sum(0)
