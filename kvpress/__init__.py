@@ -1,10 +1,10 @@
 """A KV cache that is really smaller, for Hugging Face causal language models.
 
-    import kvpress
-    model, tokenizer = kvpress.load("Qwen/Qwen2.5-0.5B-Instruct")
-    with kvpress.compress(model, "snapkv", budget=0.25) as session:
-        out = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=64)
-    print(session.report())
+import kvpress
+model, tokenizer = kvpress.load("Qwen/Qwen2.5-0.5B-Instruct")
+with kvpress.compress(model, "snapkv", budget=0.25) as session:
+    out = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=64)
+print(session.report())
 """
 
 from __future__ import annotations

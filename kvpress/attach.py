@@ -73,7 +73,11 @@ def detach(model: PreTrainedModel) -> None:
 def _wrap_attention(model: PreTrainedModel, state: Attachment) -> None:
     from kvpress.attention import PREFIX, wrapped_name
 
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config") and hasattr(m.config, "_attn_implementation")}
+    configs = {
+        id(m.config): m.config
+        for m in model.modules()
+        if hasattr(m, "config") and hasattr(m.config, "_attn_implementation")
+    }
     for config in configs.values():
         name = (config._attn_implementation or "eager").removeprefix(PREFIX)
         state.names.append((config, name))
@@ -94,7 +98,9 @@ def _before_forward(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[
         return args, kwargs
     _check_call(model, kwargs)
     if isinstance(input_ids, Tensor) and input_ids.device != (home := model.get_input_embeddings().weight.device):
-        raise InputError(f"input_ids are on {input_ids.device}, but the model is on {home}: move them with .to('{home}')")
+        raise InputError(
+            f"input_ids are on {input_ids.device}, but the model is on {home}: move them with .to('{home}')"
+        )
     cache.note_inputs(input_ids, kwargs.get("attention_mask"))
     cache.start_forward()
     return args, kwargs
@@ -116,7 +122,9 @@ def _check_call(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
         )
     wanted = kwargs.get("output_attentions")
     if wanted or (wanted is None and getattr(model.config, "output_attentions", False)):
-        raise InputError("output_attentions is not supported: evicted tokens have no weights; use the session's report instead")
+        raise InputError(
+            "output_attentions is not supported: evicted tokens have no weights; use the session's report instead"
+        )
 
 
 def _generate(model: PreTrainedModel, generate: Any, *args: Any, **kwargs: Any) -> Any:
@@ -128,9 +136,13 @@ def _generate(model: PreTrainedModel, generate: Any, *args: Any, **kwargs: Any) 
     config = kwargs.get("generation_config")
     if cache is None and sessions:
         if kwargs.get("use_cache") is False or getattr(config, "use_cache", None) is False:
-            raise InputError("use_cache=False leaves nothing to compress: drop it, or leave the kvpress.compress context")
+            raise InputError(
+                "use_cache=False leaves nothing to compress: drop it, or leave the kvpress.compress context"
+            )
         if kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None):
-            raise InputError("cache_implementation conflicts with kvpress.compress, which brings its own cache: drop it")
+            raise InputError(
+                "cache_implementation conflicts with kvpress.compress, which brings its own cache: drop it"
+            )
         cache = kwargs["past_key_values"] = sessions[-1].new_cache()
     if isinstance(cache, Cache) and not isinstance(cache, CompressedCache) and sessions:
         raise InputError(
@@ -150,7 +162,10 @@ def _generate(model: PreTrainedModel, generate: Any, *args: Any, **kwargs: Any) 
 
 def _prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Columns of the whole input: with a used cache the ids may be only the new ones, but the mask covers all."""
-    given = [args[0] if args else None, *(kwargs.get(k) for k in ("inputs", "input_ids", "inputs_embeds", "attention_mask"))]
+    given = [
+        args[0] if args else None,
+        *(kwargs.get(k) for k in ("inputs", "input_ids", "inputs_embeds", "attention_mask")),
+    ]
     lengths = [tensor.shape[1] for tensor in given if isinstance(tensor, Tensor)]
     if not lengths:
         raise InputError("generate needs input_ids (or inputs_embeds) under kvpress.compress")

@@ -56,7 +56,7 @@ def _make(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         contract = layer.plan.contract
         reads_output = contract.ranking.needs_output_weight or contract.ranking.space == "output"
         sinks = kwargs.get("s_aux")
-        n_heads = layer.n_heads
+        n_heads = layer.storage.n_heads
         group = query.shape[1] // n_heads
         spec = LayerSpec(
             index=layer.index,
@@ -64,7 +64,9 @@ def _make(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             scale=kwargs.get("scaling") or query.shape[-1] ** -0.5,
             softcap=kwargs.get("softcap"),
             sinks=None if sinks is None else sinks.view(n_heads, group),
-            output_weight=_output_weight(module, query.shape[1]).unflatten(0, (n_heads, group)) if reads_output else None,
+            output_weight=_output_weight(module, query.shape[1]).unflatten(0, (n_heads, group))
+            if reads_output
+            else None,
         )
         return layer.attend(query, attention_mask, user_attention, spec), None
 

@@ -38,7 +38,8 @@ class LayerSpec:
         assert self.output_weight is not None
         weight = self.output_weight.float()
         values, vectors = torch.linalg.eigh(weight @ weight.transpose(-1, -2))
-        return vectors * values.clamp(min=0).sqrt()[..., None, :]
+        basis: Tensor = vectors * values.clamp(min=0).sqrt()[..., None, :]
+        return basis
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class UnitFeatures:
 
     def token_mask(self, head: int, units: Tensor) -> Tensor:
         """Tokens [N] of a head that belong to the chosen units [U] (bool)."""
-        group, table, _ = self.head(head)
+        _, table, _ = self.head(head)
         chosen = units[: table.starts.numel()]
         return chosen if table.slots is None else torch.repeat_interleave(chosen, table.sizes)
 

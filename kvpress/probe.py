@@ -24,7 +24,9 @@ def run_probe(model: PreTrainedModel, cache: CompressedCache) -> None:
     """Feed the law's texts through the model over the cached prompt; the layers gather the statistics."""
     prompt = cache.prompt_ids
     if prompt is None:
-        raise InputError(f"query_law '{cache.contract.query_law.kind}' needs the prompt as input_ids, not as inputs_embeds")
+        raise InputError(
+            f"query_law '{cache.contract.query_law.kind}' needs the prompt as input_ids, not as inputs_embeds"
+        )
     mask = cache.prompt_mask if cache.prompt_mask is not None else torch.ones_like(prompt)
     mask = mask.to(prompt.device)
     for ids, valid in _texts(cache, model, prompt, mask.bool()):
@@ -32,7 +34,14 @@ def run_probe(model: PreTrainedModel, cache: CompressedCache) -> None:
         full_mask = torch.cat([mask, valid.to(mask)], 1)
         positions = (full_mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         with _probing(cache, valid), torch.no_grad():
-            model(input_ids=ids, attention_mask=full_mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(
+                input_ids=ids,
+                attention_mask=full_mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
 
 
 def _texts(

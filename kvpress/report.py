@@ -29,7 +29,9 @@ class Report:
             f"{d['cache_bytes'] / 2**20:.2f} of {d['full_bytes'] / 2**20:.2f} MiB ({d['byte_share']:.1%}; index "
             f"{d['index_bytes'] / 2**20:.2f}, slack {d['slack_bytes'] / 2**20:.2f})",
             f"peak: {d['peak']}",
-            "seconds: " + ", ".join(f"{k} {v:.3f}" for k, v in d["seconds"].items()) + f" ({d['decode_steps']} decode steps)",
+            "seconds: "
+            + ", ".join(f"{k} {v:.3f}" for k, v in d["seconds"].items())
+            + f" ({d['decode_steps']} decode steps)",
             f"{'layer':>5}  {'kept per head':<32} {'MiB':>8} {'of':>8} {'eta_proj':>8} {'eps_lat':>7} {'mass':>6} {'ties':>5}",
         ]
         for layer in d["layers"]:
@@ -72,8 +74,14 @@ def make_report(cache: CompressedCache) -> Report:
     rows = [_layer_rows(plan.decisions, layer) for layer in ready]
     heads = [head for row in rows for head in row["heads"]]
     others = cache.nbytes - sum(layer.nbytes for layer in layers)
-    full = sum((layer.token_bytes - 4) * layer.n_heads * layer.n_rows * layer.seen for layer in ready) + others
-    stores = [layer.store for layer in ready if layer.store is not None]
+    full = (
+        sum(
+            (layer.storage.token_bytes - 4) * layer.storage.n_heads * layer.storage.n_rows * layer.seen
+            for layer in ready
+        )
+        + others
+    )
+    stores = [layer.storage.store for layer in ready if layer.storage.store is not None]
     index = sum(store.positions.numel() * 4 for store in stores)
     slack = sum((sum(store.room) - sum(store.lengths)) * store.token_bytes for store in stores)
     seen = [n for layer in ready for n in _seen(layer)]
@@ -97,7 +105,8 @@ def make_report(cache: CompressedCache) -> Report:
             "seconds": plan.clock.to_dict(),
             "decode_steps": plan.clock.decode_steps,
             "layers": [
-                by_layer.get(i, {"layer": i, "compressed": i in compressed, "heads": []}) for i in range(len(cache.layers))
+                by_layer.get(i, {"layer": i, "compressed": i in compressed, "heads": []})
+                for i in range(len(cache.layers))
             ],
         }
     )
@@ -105,15 +114,21 @@ def make_report(cache: CompressedCache) -> Report:
 
 def _layer_rows(decisions: dict[tuple[int, int], dict[str, Any]], layer: CompressedLayer) -> dict[str, Any]:
     """One layer: its heads in all rows, and the decisions' measures (means over rows; counts are summed)."""
-    lengths = layer.store.lengths if layer.store is not None else []
-    heads, token = [], layer.token_bytes
+    lengths = layer.storage.store.lengths if layer.storage.store is not None else []
+    heads, token = [], layer.storage.token_bytes
     for index, kept in enumerate(lengths):
-        row, head = divmod(index, layer.n_heads)
+        row, head = divmod(index, layer.storage.n_heads)
         seen = _seen(layer)[row]
         heads.append(
-            {"row": row, "head": head, "kept_tokens": kept, "bytes_before": seen * (token - 4), "bytes_after": kept * token}
+            {
+                "row": row,
+                "head": head,
+                "kept_tokens": kept,
+                "bytes_before": seen * (token - 4),
+                "bytes_after": kept * token,
+            }
         )
-    found = [decisions[key] for row in range(layer.n_rows) if (key := (layer.index, row)) in decisions]
+    found = [decisions[key] for row in range(layer.storage.n_rows) if (key := (layer.index, row)) in decisions]
 
     def mean(name: str) -> float | None:
         values = [record[name] for record in found if record[name] is not None]
@@ -133,7 +148,7 @@ def _layer_rows(decisions: dict[tuple[int, int], dict[str, Any]], layer: Compres
 
 def _seen(layer: CompressedLayer) -> list[int]:
     """Real tokens seen, per row."""
-    return [layer.seen - offset for offset in layer.offsets]
+    return [layer.seen - offset for offset in layer.storage.offsets]
 
 
 def _shorten(words: list[str], width: int) -> str:

@@ -1,8 +1,8 @@
 """From evidence to the kept set: the slots access, ranking, protection, allocation and retention, applied in order.
 
-    problem   one sequence in one layer: its units, the proxy queries, what earlier queries left, the budget
-    scored    the problem with scores [H, U]
-    decision  the kept tokens of each KV head, with what the report says about them
+problem   one sequence in one layer: its units, the proxy queries, what earlier queries left, the budget
+scored    the problem with scores [H, U]
+decision  the kept tokens of each KV head, with what the report says about them
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from kvpress.evidence import CarriedStatistics, Queries, UnitFeatures
 from kvpress.slots.access import Aggregate
 from kvpress.slots.allocation import Candidates
 from kvpress.slots.retention import HeadView
-
 
 #: name under which the weight of the queries that could see a unit travels with the statistics
 EXPOSURE = "exposure"
@@ -143,9 +142,7 @@ def decide(contract: Contract, layers: Sequence[Scored]) -> list[Decision]:
     if contract.allocation.needs_all_layers:
         budgets = contract.allocation.model(base, [layer.candidates for layer in layers])
     else:
-        budgets = [
-            contract.allocation.layer(base, s.candidates, s.problem.place, s.problem.n_layers) for s in layers
-        ]
+        budgets = [contract.allocation.layer(base, s.candidates, s.problem.place, s.problem.n_layers) for s in layers]
     return [_retain(contract, scored, budget) for scored, budget in zip(layers, budgets, strict=True)]
 
 
@@ -225,15 +222,20 @@ def _head_view(contract: Contract, scored: Scored, head: int) -> HeadView:
         tokens = UnitFeatures(features.spec, features.groups, 1)
         scores = _scores(contract, replace(problem, features=tokens, carried=None))[0][head]
         positions = features.head(head)[0].positions
-        units = torch.searchsorted(
-            features.starts[head][features.valid[head]].contiguous(), positions, right=True
-        ) - 1
+        units = torch.searchsorted(features.starts[head][features.valid[head]].contiguous(), positions, right=True) - 1
         return scores[: positions.numel()], units
 
     eligible = features.valid[head] & ~scored.protected[head]
     first = None if scored.first_stage is None else (scored.first_stage[0], scored.first_stage[1][head])
     return HeadView(
-        scored.scores[head], features.sizes[head], eligible, features.block_size, first, group_scores, vectors, token_scores
+        scored.scores[head],
+        features.sizes[head],
+        eligible,
+        features.block_size,
+        first,
+        group_scores,
+        vectors,
+        token_scores,
     )
 
 

@@ -19,7 +19,9 @@ def check_model(model: PreTrainedModel) -> None:
     """Raise UnsupportedModelError, naming the model and the reason, if its cache cannot be compressed."""
     name, config = type(model).__name__, model.config
     if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModelError(f"{name} is no transformers model; load one with kvpress.load or AutoModelForCausalLM")
+        raise UnsupportedModelError(
+            f"{name} is no transformers model; load one with kvpress.load or AutoModelForCausalLM"
+        )
     if config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} is an encoder-decoder model; only decoder-only models are supported")
     text = config.get_text_config(decoder=True)
@@ -31,13 +33,23 @@ def check_model(model: PreTrainedModel) -> None:
     if getattr(text, "num_kv_shared_layers", 0):
         raise UnsupportedModelError(f"{name} shares keys and values between layers, which is not supported")
     if not getattr(text, "num_key_value_heads", None):
-        raise UnsupportedModelError(f"{name} names no num_key_value_heads; models with ordinary (grouped-query) attention are supported")
+        raise UnsupportedModelError(
+            f"{name} names no num_key_value_heads; models with ordinary (grouped-query) attention are supported"
+        )
     if not (model._supports_attention_backend or model._can_set_attn_implementation()):
-        raise UnsupportedModelError(f"{name} does not use transformers' attention interface, so its attention cannot be served")
-    layers, compressed = _own_layers(model)
+        raise UnsupportedModelError(
+            f"{name} does not use transformers' attention interface, so its attention cannot be served"
+        )
+    layers, _ = _own_layers(model)
     odd = sorted({type(layer).__name__ for layer in layers if not _is_attention(layer)})
     if odd:
-        kinds = sorted({kind for kind in getattr(text, "layer_types", None) or [] if kind not in ("full_attention", "sliding_attention")})
+        kinds = sorted(
+            {
+                kind
+                for kind in getattr(text, "layer_types", None) or []
+                if kind not in ("full_attention", "sliding_attention")
+            }
+        )
         raise UnsupportedModelError(
             f"{name} is a hybrid with layers that are no ordinary attention ({', '.join(kinds or odd)}); "
             f"only full and sliding-window attention layers are supported"

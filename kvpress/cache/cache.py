@@ -1,8 +1,8 @@
 """CompressedCache: a transformers cache whose bytes are really gone.
 
-    cache = kvpress.CompressedCache(model, "snapkv")
-    model.generate(**inputs, past_key_values=cache)
-    print(cache.nbytes, cache.report())
+cache = kvpress.CompressedCache(model, "snapkv")
+model.generate(**inputs, past_key_values=cache)
+print(cache.nbytes, cache.report())
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kvpress.selection import decide, score
 from kvpress.support import cache_layers, check_contract_fits
 
 
-class CompressedCache(Cache):  # type: ignore[misc]
+class CompressedCache(Cache):
     """Cache of one batch of sequences under one contract.
 
     Full-attention layers are compressed; sliding-window layers keep transformers' own layer. The model answers to
@@ -116,7 +116,7 @@ class CompressedCache(Cache):  # type: ignore[misc]
         """Evict if a decode step is due: drafts that were rejected are gone by now, and every layer is at one length."""
         if self.plan.prompt_length is None:
             self.plan.prompt_length = layer.seen + n_new
-        if layer.store is None or not self.plan.evicts_in_decode:
+        if layer.storage.store is None or not self.plan.evicts_in_decode:
             return
         steps = layer.seen - self.plan.prompt_length
         if steps >= 0 and self.contract.schedule.due(steps, layer.steps_at_eviction):
@@ -124,10 +124,10 @@ class CompressedCache(Cache):  # type: ignore[misc]
 
     def prompt_read(self, layer: CompressedLayer) -> None:
         """A layer has attended to the last token of the prompt: cut it, pack it, or wait for the others."""
-        later_turn = layer.store is not None
+        later_turn = layer.storage.store is not None
         cuts = self.plan.evicts and self.contract.schedule.evicts_at_prefill_end
         if not cuts or (self.plan.needs_probe and later_turn):
-            layer.apply(None, layer.seen)
+            layer.storage.keep(None, layer.seen)
         elif self.plan.needs_probe:
             self._waiting_for_probe = True
         elif not self.plan.needs_all_layers:
@@ -143,14 +143,14 @@ class CompressedCache(Cache):  # type: ignore[misc]
             for layer in layers:
                 layer.evidence.fold(layer, limit)
                 problems.append(layer.problems(limit))
-            rows = [[score(self.contract, layer[row]) for layer in problems] for row in range(layers[0].n_rows)]
+            rows = [[score(self.contract, layer[row]) for layer in problems] for row in range(layers[0].storage.n_rows)]
         with clock.measure("eviction", device):
             decisions = [decide(self.contract, row) for row in rows]
             for at, layer in enumerate(layers):
                 for row, decided in enumerate(decisions):
-                    record = decision_record(decided[at], problems[at][row], layer.token_bytes)
+                    record = decision_record(decided[at], problems[at][row], layer.storage.token_bytes)
                     self.plan.decisions[(layer.index, row)] = record
-                layer.apply([row[at].kept for row in decisions], limit)
+                layer.storage.keep([row[at].kept for row in decisions], limit)
                 layer.evidence.clear_after_cut()
                 layer.steps_at_eviction = max(layer.seen - self._prompt_end(), 0)
 

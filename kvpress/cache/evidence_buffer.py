@@ -65,7 +65,7 @@ class EvidenceBuffer:
         """Drop queries that have no weight in any row at any of the possible ends."""
         law = self.plan.contract.query_law
         used = torch.zeros(columns.numel(), dtype=torch.bool)
-        for offset in set(layer.offsets):
+        for offset in set(layer.storage.offsets):
             for end in ends:
                 used |= law.weights(columns - offset, end - offset) > 0
         if bool(used.all()):
@@ -77,7 +77,7 @@ class EvidenceBuffer:
     ) -> tuple[Queries | None, CarriedStatistics | None, Queries | None]:
         """Queries at hand, carried statistics, and the newest query of one row, for a decision at column `limit`."""
         carried = self.carried[row] if self.carried else None
-        offset, law = layer.offsets[row], self.plan.contract.query_law
+        offset, law = layer.storage.offsets[row], self.plan.contract.query_law
         queries = None
         if self.queries:
             vectors = torch.cat([query[row] for query, _ in self.queries], 1)
@@ -93,14 +93,14 @@ class EvidenceBuffer:
     @staticmethod
     def _queries(layer: CompressedLayer, vectors: Tensor, positions: Tensor, weights: Tensor) -> Queries:
         assert layer.spec is not None
-        grouped = vectors.unflatten(0, (layer.n_heads, layer.spec.group))
+        grouped = vectors.unflatten(0, (layer.storage.n_heads, layer.spec.group))
         return Queries(grouped, positions.to(vectors.device), weights.to(vectors.device))
 
     def fold(self, layer: CompressedLayer, limit: int) -> None:
         """Turn the queries of a cumulative law into statistics and let them go."""
         if not self.plan.contract.query_law.cumulative or not self.queries:
             return
-        self.carried = [self._folded(layer, row, limit) for row in range(layer.n_rows)]
+        self.carried = [self._folded(layer, row, limit) for row in range(layer.storage.n_rows)]
         self.queries = []
 
     def _folded(self, layer: CompressedLayer, row: int, limit: int) -> CarriedStatistics:
@@ -119,9 +119,9 @@ class EvidenceBuffer:
         columns = torch.arange(n_all)
         probe_valid = self.plan.probe_valid
         carried = []
-        for row in range(layer.n_rows):
-            valid = torch.ones(n_all, dtype=torch.bool) if layer.valid is None else torch.cat(
-                [layer.valid[row, : n_all - n_probe], torch.ones(n_probe, dtype=torch.bool)]
+        for row in range(layer.storage.n_rows):
+            valid = torch.ones(n_all, dtype=torch.bool) if layer.storage.valid is None else torch.cat(
+                [layer.storage.valid[row, : n_all - n_probe], torch.ones(n_probe, dtype=torch.bool)]
             )  # fmt: skip
             asked = torch.ones(n_probe, dtype=torch.bool)
             if probe_valid is not None:
@@ -130,13 +130,13 @@ class EvidenceBuffer:
             stored = columns[valid]
             block = self.plan.contract.granularity.block_size
             # the probe starts a block of its own, so that no block mixes prompt and probe
-            shift = -(n_all - n_probe - layer.offsets[row]) % block
-            positions = stored - layer.offsets[row] + shift * (stored >= n_all - n_probe)
+            shift = -(n_all - n_probe - layer.storage.offsets[row]) % block
+            positions = stored - layer.storage.offsets[row] + shift * (stored >= n_all - n_probe)
             group = HeadGroup(
                 keys[row][:, stored.to(keys.device)], values[row][:, stored.to(keys.device)], positions.to(keys.device)
             )
             features = UnitFeatures(layer.spec, [group], block)
-            at = columns[n_all - n_probe :] - layer.offsets[row] + shift
+            at = columns[n_all - n_probe :] - layer.storage.offsets[row] + shift
             queries = self._queries(layer, query[row], at, asked.double())
             before = self.carried[row] if self.carried else None
             problem = Problem(features, queries, before, None, n_all, 0, layer.place, 1)
@@ -151,7 +151,10 @@ class EvidenceBuffer:
 
     def truncate(self, column: int) -> None:
         """Forget queries at or behind a column."""
-        kept = [(query[:, :, (columns < column).to(query.device)], columns[columns < column]) for query, columns in self.queries]
+        kept = [
+            (query[:, :, (columns < column).to(query.device)], columns[columns < column])
+            for query, columns in self.queries
+        ]
         self.queries = [pair for pair in kept if pair[1].numel()]
 
     def select_rows(self, rows: list[int]) -> None:
@@ -161,5 +164,3 @@ class EvidenceBuffer:
             self.last = (self.last[0][rows], self.last[1])
         if self.carried:
             self.carried = [self.carried[row] for row in rows]
-
-

@@ -15,3 +15,25 @@ app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 def _keep_subcommands() -> None:
     # without a callback typer folds a single command into `kvpress bench`
     pass
+
+
+@app.command("decode")
+def decode(
+    context: Annotated[int, typer.Option(min=64, help="Tokens in the cache.")] = 8192,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Hub id, folder or .gguf; default: Qwen2.5-0.5B's shape.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    steps: Annotated[int, typer.Option(min=1, help="Decode steps to time.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Decode speed against transformers' own cache and against the floor set by the weights."""
+    quiet_transformers()
+    from kvpress.bench.decode import run_decode_bench
+
+    with err.status("measuring"):
+        result = run_decode_bench(context=context, model=model, dtype=dtype, steps=steps)
+    if as_json:
+        print_json(result)
+        return
+    out.print(str(result))

@@ -25,6 +25,7 @@ def megabytes(n_bytes: int) -> str:
 def quiet_transformers() -> None:
     """No progress bars and warnings of transformers between our lines. For commands only: it is process-wide."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the bar of GGUF files heeds nothing else; hub downloads keep theirs
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,7 +67,7 @@ def diff(first: Source, second: Source, as_json: Json = False) -> None:
         table.add_column(a.name)
         table.add_column(b.name)
         for slot, (left, right) in choices.items():
-            table.add_row(slot, _words(left), _words(right))
+            table.add_row(slot, _words(left, right), _words(right, left))
         out.print(table)
     reason = {
         "equal": "no slot differs",
@@ -77,7 +77,12 @@ def diff(first: Source, second: Source, as_json: Json = False) -> None:
     print(f"{verdict}: {reason}")
 
 
-def _words(choice: dict[str, object]) -> str:
-    """A choice in a table cell: its kind, then its fields."""
-    fields = ", ".join(f"{name} {value}" for name, value in choice.items() if name != "kind")
+def _words(choice: dict[str, Any], other: dict[str, Any]) -> str:
+    """A choice in a table cell: its kind, then its fields; of two choices of one kind only the fields that differ."""
+    same_kind = choice["kind"] == other["kind"]
+    shown = {name: value for name, value in choice.items() if name != "kind"}
+    if same_kind:
+        shown = {name: value for name, value in shown.items() if value != other[name]}
+    # a text may hold line breaks, which would tear the cell apart
+    fields = ", ".join(f"{name} {' '.join(str(value).split())}" for name, value in shown.items())
     return f"{choice['kind']} ({fields})" if fields else str(choice["kind"])

@@ -36,7 +36,9 @@ def _schedule(c: Contract) -> str | None:
     if law.origin in ("reconstruction", "oracle") and not isinstance(schedule, EndOfPrefill):
         return f"query_law '{law.kind}' reads the full cache once, so it needs schedule 'end_of_prefill', not '{schedule.kind}'"
     if isinstance(schedule, PerPrefillChunk) and (c.allocation.needs_all_layers or _scope_of(c) == "model"):
-        return "schedule 'per_prefill_chunk' cuts each layer at once, but this allocation or scope needs all layers first"
+        return (
+            "schedule 'per_prefill_chunk' cuts each layer at once, but this allocation or scope needs all layers first"
+        )
     return None
 
 
@@ -45,7 +47,9 @@ def _units(c: Contract) -> str | None:
     if blocks and not c.retention.for_blocks:
         return f"retention '{c.retention.kind}' picks single tokens: with granularity 'block' use 'strict_blocks' or 'blocks_token_fill'"
     if not blocks and not c.retention.for_tokens:
-        return f"retention '{c.retention.kind}' picks blocks: give granularity {{kind: block, size: 16}}, or use 'top_k'"
+        return (
+            f"retention '{c.retention.kind}' picks blocks: give granularity {{kind: block, size: 16}}, or use 'top_k'"
+        )
     return None
 
 
@@ -67,7 +71,9 @@ def _queries(c: Contract) -> str | None:
         if c.access.debias:
             return f"access 'debias' divides by query counts, but ranking '{c.ranking.kind}' uses no queries"
         if c.access.pooling != "none":
-            return f"access 'pooling' smooths attention, but ranking '{c.ranking.kind}' uses none: leave pooling at 'none'"
+            return (
+                f"access 'pooling' smooths attention, but ranking '{c.ranking.kind}' uses none: leave pooling at 'none'"
+            )
     if isinstance(c.access, Aggregate) and c.access.query_reducer == "max" and c.query_law.kind == "tail_anchors":
         return "query_reducer 'max' ignores the weights that are the point of query_law 'tail_anchors'"
     return None

@@ -1,7 +1,7 @@
 """A contract: one choice for each of the ten slots. Frozen, checked when it is built, with an id of its content.
 
-    contract = Contract.load("snapkv").swap(ranking={"kind": "mii"})
-    differences(Contract.load("snapkv"), contract)        # ["ranking"]
+contract = Contract.load("snapkv").swap(ranking={"kind": "mii"})
+differences(Contract.load("snapkv"), contract)        # ["ranking"]
 """
 
 from __future__ import annotations

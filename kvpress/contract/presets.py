@@ -45,7 +45,9 @@ def read_yaml(path: str | Path) -> Contract:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise ContractError(f"contract file '{path}' is no valid YAML{where}: {getattr(error, 'problem', error)}") from None
+        raise ContractError(
+            f"contract file '{path}' is no valid YAML{where}: {getattr(error, 'problem', error)}"
+        ) from None
     if not isinstance(fields, dict):
         raise ContractError(f"contract file '{path}' holds no mapping of slots to choices")
     try:
@@ -72,5 +74,11 @@ def resolve(source: str | Path | dict[str, Any] | Contract, budget: Any = None) 
         raise ContractError(unknown("preset", str(source), preset_names()) + "; or give the path of a .yaml file")
     if budget is None:
         return contract
-    chosen = budget if isinstance(budget, Budget) else Budget.parse(budget) if isinstance(budget, dict) else parse_budget(budget)
+    chosen = (
+        budget
+        if isinstance(budget, Budget)
+        else Budget.parse(budget)
+        if isinstance(budget, dict)
+        else parse_budget(budget)
+    )
     return contract.swap(budget=chosen)

@@ -8,7 +8,7 @@ from kvpress.slots.granularity import Granularity
 from kvpress.slots.protection import Protection
 from kvpress.slots.query_law import QueryLaw
 from kvpress.slots.ranking import Ranking
-from kvpress.slots.ranking_value import Leverage  # noqa: F401  (registers the value-aware rankings)
+from kvpress.slots.ranking_value import OutputChange
 from kvpress.slots.representation import Representation
 from kvpress.slots.retention import Retention
 from kvpress.slots.schedule import Schedule
@@ -20,6 +20,7 @@ __all__ = [
     "Budget",
     "Choice",
     "Granularity",
+    "OutputChange",
     "Protection",
     "QueryLaw",
     "Ranking",

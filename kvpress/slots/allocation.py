@@ -117,7 +117,9 @@ class FromFile(Allocation, kind="file"):
             path = Path(data["path"])
             try:
                 if path.stat().st_size > 16 * 2**20:
-                    raise ContractError(f"allocation file '{path}' is over 16 MiB: it should hold one weight per layer and head")
+                    raise ContractError(
+                        f"allocation file '{path}' is over 16 MiB: it should hold one weight per layer and head"
+                    )
                 weights = yaml.safe_load(path.read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
                 raise ContractError(f"allocation file '{path}' cannot be read: {str(error).splitlines()[0]}") from None
@@ -148,7 +150,9 @@ def _by_competition(base: int, layers: list[Candidates], floor: float) -> list[l
     """Count each head's tokens in one top-k over all eligible units of `layers`, then mix with `floor` * base."""
     n_heads = [c.scores.shape[0] for c in layers]
     device = layers[0].scores.device
-    scores = torch.cat([c.scores.to(device, torch.float64).masked_fill(~c.eligible.to(device), -torch.inf).flatten() for c in layers])
+    scores = torch.cat(
+        [c.scores.to(device, torch.float64).masked_fill(~c.eligible.to(device), -torch.inf).flatten() for c in layers]
+    )
     sizes = torch.cat([(c.sizes * c.eligible).to(device).flatten() for c in layers])
     owner = torch.cat([
         first + torch.arange(c.scores.shape[0], device=device).repeat_interleave(c.scores.shape[1])

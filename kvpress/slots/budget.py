@@ -88,4 +88,6 @@ def parse_budget(text: str | int | float) -> Budget:
                 return Budget.parse({"kind": "bytes", "value": round(float(form.removesuffix(unit)) * factor)})
         return Budget.parse({"kind": "fraction", "value": float(form)})
     except ValueError:
-        raise ContractError(f"budget '{text}' is not understood; use for example 0.25, 25%, 512tokens or 20MB") from None
+        raise ContractError(
+            f"budget '{text}' is not understood; use for example 0.25, 25%, 512tokens or 20MB"
+        ) from None

@@ -31,7 +31,9 @@ class Protection(Choice, slot="protection"):
 class Standard(Protection, kind="standard"):
     """The first `sinks` tokens, the last `recent` tokens (or a share of the budget) and explicit spans."""
 
-    source: ClassVar[str] = "sinks: arXiv 2309.17453; recent: arXiv 2404.14469; recent share: arXiv 2306.14048 (H2O: one half)"
+    source: ClassVar[str] = (
+        "sinks: arXiv 2309.17453; recent: arXiv 2404.14469; recent share: arXiv 2306.14048 (H2O: one half)"
+    )
     sinks: int = Field(default=0, ge=0)
     recent: int = Field(default=0, ge=0)
     recent_share: float = Field(default=0.0, ge=0, le=1)

@@ -18,41 +18,64 @@ if TYPE_CHECKING:
     from kvpress.evidence import UnitFeatures
 
 
-class Leverage(Ranking, kind="alpha_leverage"):
-    """sum_u r_u |g_c|^2 / (1 - a_c)^(2 alpha): NoLev at alpha 0, MII at alpha 1.
+class OutputChange(Ranking):
+    """sum_u r_u |g_c|^2 / (1 - a_c)^(2 alpha), the family of NoLev (alpha 0) and MII (alpha 1).
 
-    The paper does not write its alpha blend out; this is the one-parameter family through both of its end points.
-    `norm_space: output` measures |W_O g_c| in the residual stream instead of |g_c| in the head's value space.
+    `norm_space: output` measures |W_O g_c| in the residual stream instead of |g_c| in the head's value space; the sum
+    over grouped query heads is then an upper bound of the layer's change (diagnostic in docs/contracts.md).
     """
 
-    source: ClassVar[str] = "arXiv 2605.08234 eq. 11 and App. K.3 (blend ours)"
-    alpha: float = Field(default=0.5, ge=0, le=1)
     norm_space: Literal["value", "output"] = "value"
 
     @property
+    def exponent(self) -> float:
+        """alpha."""
+        raise NotImplementedError
+
+    @property
     def statistics(self) -> frozenset[str]:
-        return frozenset({"mass", change(self.alpha)})
+        return frozenset({"mass", change(self.exponent)})
 
     @property
     def space(self) -> Literal["value", "output"]:
         return self.norm_space
 
     def exposure(self, statistics: dict[str, Tensor], features: UnitFeatures) -> Tensor:
-        return statistics[change(self.alpha)]
+        return statistics[change(self.exponent)]
 
 
-class NoLev(Leverage, kind="nolev"):
+class NoLev(OutputChange, kind="nolev"):
     """sum_u r_u |g_c|^2: the output change without the leverage 1/(1 - a_c)^2."""
 
     source: ClassVar[str] = "arXiv 2605.08234 section 4 (NoLev)"
-    alpha: Literal[0.0] = 0.0
+
+    @property
+    def exponent(self) -> float:
+        return 0.0
 
 
-class MII(Leverage, kind="mii"):
+class MII(OutputChange, kind="mii"):
     """sum_u r_u |g_c|^2 / (1 - a_c)^2: the squared output change when unit c is left out and the rest renormalised."""
 
     source: ClassVar[str] = "arXiv 2605.08234 eq. 11"
-    alpha: Literal[1.0] = 1.0
+
+    @property
+    def exponent(self) -> float:
+        return 1.0
+
+
+class AlphaLeverage(OutputChange, kind="alpha_leverage"):
+    """Leverage damped to the power alpha.
+
+    The paper does not write its alpha blend out; this is the one-parameter family through both of its end points.
+    """
+
+    source: ClassVar[str] = "arXiv 2605.08234 App. K.3 (blend ours)"
+    alpha: float = Field(default=0.5, ge=0, le=1)
+
+    @property
+    def exponent(self) -> float:
+        return self.alpha
 
 
 class VATP(Ranking, kind="vatp"):

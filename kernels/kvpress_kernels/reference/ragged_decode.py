@@ -47,7 +47,7 @@ def ragged_decode(
     """
     batch, n_kv, group, head_dim = query.shape
     rows, value_dim = batch * n_kv, values.shape[-1]
-    _check(query, keys, values, starts, lengths, sinks)
+    check_segments(n_kv * group, rows, head_dim, keys, values, starts, lengths, sinks)
     work = cpu_route.matmul_dtype(query.dtype, query.device)
     q_rgd, rest = _scaled(query.reshape(rows, group, head_dim), work, scale)
     sinks_rg = None
@@ -65,26 +65,32 @@ def ragged_decode(
     return out[:, :group].to(query.dtype).view(batch, n_kv, group, value_dim)
 
 
-def _check(
-    query: Tensor, keys: Tensor, values: Tensor, starts: Sequence[int], lengths: Sequence[int], sinks: Tensor | None
+def check_segments(
+    n_heads: int,
+    rows: int,
+    head_dim: int,
+    keys: Tensor,
+    values: Tensor,
+    starts: Sequence[int],
+    lengths: Sequence[int],
+    sinks: Tensor | None,
 ) -> None:
-    batch, n_kv, group, head_dim = query.shape
-    rows = batch * n_kv
+    """Raise ValueError, in one sentence, where a store's buffers, segments or sinks do not fit the query."""
     if keys.dim() != 2 or values.dim() != 2 or keys.shape[1] != head_dim:
         raise ValueError(
-            f"keys and values must be [capacity, dim] with the query's head_dim {head_dim}; "
+            f"keys and values must be [capacity, dim] with the query's head_dim {head_dim}, "
             f"got {tuple(keys.shape)} and {tuple(values.shape)}"
         )
     if len(starts) != rows or len(lengths) != rows:
         raise ValueError(
-            f"expected {rows} segments (rows x KV heads), got {len(starts)} starts, {len(lengths)} lengths"
+            f"expected {rows} segments (rows x KV heads), got {len(starts)} starts and {len(lengths)} lengths"
         )
     capacity = min(keys.shape[0], values.shape[0])
     for start, length in zip(starts, lengths, strict=True):
         if start < 0 or length < 0 or start + length > capacity:
             raise ValueError(f"segment [{start}, {start + length}) lies outside the buffer of {capacity} tokens")
-    if sinks is not None and sinks.numel() != n_kv * group:
-        raise ValueError(f"sinks must hold {n_kv * group} logits, one per query head, got {sinks.numel()}")
+    if sinks is not None and sinks.numel() != n_heads:
+        raise ValueError(f"sinks must hold {n_heads} logits, one per query head, got {sinks.numel()}")
 
 
 def _scaled(q_rgd: Tensor, work: torch.dtype, scale: float) -> tuple[Tensor, float]:

@@ -114,9 +114,7 @@ def attention_probs(
     return probs.nan_to_num_(0.0) if any_hidden and bool(hidden.all(1).any()) else probs
 
 
-def unit_vectors(
-    probs: Tensor, values: Tensor, unit_slots: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def unit_vectors(probs: Tensor, values: Tensor, unit_slots: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mass a_c [S, G, Q, U] and displacement g_c [S, G, Q, U, Dv] of every unit.
 
     probs: [S, G, Q, N] from `attention_probs`; values: [S, N, Dv]. Sum of g over all units is 0 without sinks.
@@ -131,7 +129,11 @@ def unit_vectors(
 
 
 def _unit_statistics(
-    probs: Tensor, values: tuple[Tensor, Tensor] | None, statistics: Collection[str], unit_slots: Tensor | None, n_keys: int
+    probs: Tensor,
+    values: tuple[Tensor, Tensor] | None,
+    statistics: Collection[str],
+    unit_slots: Tensor | None,
+    n_keys: int,
 ) -> dict[str, Tensor]:
     """Per-query statistics [s, G, q, u]; probs may cover only the first keys, the visible ones."""
     visible = probs.shape[-1]

@@ -1,0 +1,149 @@
+"""The tokens of one layer: dense while the prompt is read, packed and ragged afterwards. Knows nothing of policies.
+
+Columns count the (padded) input; positions count from a row's first real token, so that a row in a padded batch is
+decided like the same row alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kvpress.cache.packed import PackedStore
+from kvpress.evidence import HeadGroup
+
+
+class LayerStorage:
+    """Keys and values of B rows and H KV heads.
+
+    dense: keys [B, H, n, D] and values [B, H, n, Dv], or None; store: the packed tokens, or None. Exactly one of the
+    two is there once a token has been seen. valid: [B, n] bool on the host, None without padding; offsets: the column
+    of each row's first real token.
+    """
+
+    def __init__(self, n_rows: int, n_heads: int) -> None:
+        self.n_rows, self.n_heads = n_rows, n_heads
+        self.dense: tuple[Tensor, Tensor] | None = None
+        self.store: PackedStore | None = None
+        self.valid: Tensor | None = None
+        self.offsets = [0] * n_rows
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one packed token in one KV head, its position included."""
+        if self.store is not None:
+            return self.store.token_bytes
+        assert self.dense is not None
+        return sum(t.shape[-1] * t.element_size() for t in self.dense) + 4
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors held."""
+        packed = self.store.nbytes if self.store is not None else 0
+        return packed + (sum(t.numel() * t.element_size() for t in self.dense) if self.dense is not None else 0)
+
+    def extended(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The dense tensors with new ones behind them; nothing is stored."""
+        if self.dense is None:
+            return keys, values
+        return torch.cat([self.dense[0], keys], 2), torch.cat([self.dense[1], values], 2)
+
+    def append(self, keys: Tensor, values: Tensor, first: int) -> None:
+        """Pack new tokens [B, H, q, D] of columns first, first + 1, ...; padding among them is left out."""
+        assert self.store is not None
+        n_new = keys.shape[2]
+        valid = None if self.valid is None or n_new == 1 else self.valid[:, first : first + n_new]
+        if valid is not None and bool(valid.all()):
+            valid = None
+        self.store.append(keys, values, torch.arange(first, first + n_new, device=keys.device), valid)
+
+    def note_padding(self, valid: Tensor) -> None:
+        """Learn which columns [B, n] hold real tokens."""
+        if self.valid is None and bool(valid.all()):
+            return
+        self.valid = valid
+        self.offsets = [int(row.int().argmax()) for row in valid]
+
+    def real_tokens(self, row: int, limit: int) -> int:
+        """Real tokens of a row in columns before `limit`, evicted ones included."""
+        if self.valid is None:
+            return limit
+        return int(self.valid[row, :limit].sum()) + max(limit - self.valid.shape[1], 0)
+
+    def groups(self, row: int, limit: int) -> list[HeadGroup]:
+        """What is stored of a row in columns before `limit`, as evidence reads it."""
+        offset = self.offsets[row]
+        if self.store is None:
+            assert self.dense is not None
+            keys, values = self.dense[0][row], self.dense[1][row]
+            columns = self._columns(row, limit)
+            first, last = int(columns[0]), int(columns[-1])
+            # left padding leaves one run of columns, which is a view; holes cost a copy
+            run = slice(first, last + 1) if last - first + 1 == columns.numel() else columns.to(keys.device)
+            return [HeadGroup(keys[:, run], values[:, run], columns.to(keys.device) - offset)]
+        found = []
+        for head in range(self.n_heads):
+            keys, values, positions = self.store.segment(row * self.n_heads + head)
+            n = int((positions < limit).sum())
+            found.append(HeadGroup(keys[None, :n], values[None, :n], positions[:n].long() - offset))
+        return found
+
+    def keep(self, kept: Sequence[Sequence[Tensor]] | None, limit: int) -> None:
+        """Store only the kept tokens and all at or behind `limit`; dense tensors are packed and let go.
+
+        kept: per row and head the ascending indices among the tokens that `groups` showed; None keeps everything.
+        """
+        if self.store is None:
+            assert self.dense is not None
+            columns = []
+            for row in range(self.n_rows):
+                stored = self._columns(row, self.dense[0].shape[2]).to(self.dense[0].device)
+                older, newer = stored[stored < limit], stored[stored >= limit]
+                for head in range(self.n_heads):
+                    columns.append(stored if kept is None else torch.cat([older[kept[row][head]], newer]))
+            self.store, self.dense = PackedStore(*self.dense, columns), None
+        elif kept is not None:
+            indices = []
+            for index in range(len(self.store.lengths)):
+                row, head = divmod(index, self.n_heads)
+                positions = self.store.segment(index)[2]
+                newer = torch.arange(int((positions < limit).sum()), positions.numel(), device=positions.device)
+                indices.append(torch.cat([kept[row][head], newer]))
+            self.store.keep(indices)
+
+    def truncate(self, column: int) -> None:
+        """Forget everything at or behind a column."""
+        if self.valid is not None:
+            self.valid = self.valid[:, :column]
+        if self.store is not None:
+            self.store.truncate(column)
+        elif self.dense is not None:
+            self.dense = (self.dense[0][:, :, :column], self.dense[1][:, :, :column])
+
+    def select_rows(self, rows: list[int]) -> None:
+        """Keep, reorder or repeat rows."""
+        if self.store is not None:
+            self.store.select_rows(rows)
+        elif self.dense is not None:
+            self.dense = (self.dense[0][rows], self.dense[1][rows])
+        if self.valid is not None:
+            self.valid = self.valid[rows]
+        self.offsets = [self.offsets[row] for row in rows]
+        self.n_rows = len(rows)
+
+    def _columns(self, row: int, limit: int) -> Tensor:
+        """Columns of a row's real tokens before `limit` (host)."""
+        return torch.arange(limit) if self.valid is None else self.valid[row, :limit].nonzero().flatten()
+
+
+def valid_columns(mask: Tensor, n_rows: int) -> Tensor:
+    """[B, n] bool on the host: columns that the last query may see, that is, real tokens.
+
+    mask: [B, n] of 0 and 1 (flash), or [B or 1, 1, q, n] as bool or as an additive float mask.
+    """
+    last = mask if mask.dim() == 2 else mask[:, 0, -1]
+    if last.dtype.is_floating_point:
+        last = last > torch.finfo(last.dtype).min / 2
+    return last.bool().cpu().expand(n_rows, -1)
