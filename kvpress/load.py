@@ -10,7 +10,6 @@ safetensors or GGUF only, because the older .bin format runs code when it is ope
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from kvpress.errors import InputError, KvpressError, UnsupportedModelError
 from kvpress.session import remember_tokenizer
 from kvpress.support import check_model
 
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -84,13 +83,11 @@ def load(
             origin.name,
             dtype=weights_dtype,
             trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # reported below, in one sentence instead of a table
             output_loading_info=True,
             **_weights_arguments(origin),
         )
-        # transformers fills a weight that the file lacks with random numbers and only warns
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
-            raise InputError(f"{origin} lacks {len(missing)} weights that the model needs, '{missing[0]}' among them")
+        _check_weights(origin, info)
         if origin.gguf is not None:
             _forget_quantisation(model)
         check_model(model)
@@ -139,11 +136,25 @@ def _check_before_weights(origin: Origin, config: PreTrainedConfig, trust_remote
 def _load_tokenizer(origin: Origin, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(origin.name, trust_remote_code=trust_remote_code, **origin.arguments)
-    except ValueError as error:
+    except Exception as error:
         # the wording of transformers 5.13 to 5.23 where none of a tokenizer's files is there
-        if "backend tokenizer" in str(error) or "tokenizer class" in str(error).lower():
+        if "backend tokenizer" in str(error):
             raise InputError(f"{origin} has no tokenizer: a tokenizer.json must lie beside its weights") from error
+        if origin.local and origin.gguf is None and "trust_remote_code" not in str(error):
+            raise InputError(f"the tokenizer of {origin} cannot be read ({_first_line(error)})") from error
         raise
+
+
+def _check_weights(origin: Origin, info: dict[str, Any]) -> None:
+    """Refuse weights that do not fill the model: transformers puts random numbers in their place and only warns."""
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise InputError(f"{origin} lacks {len(missing)} weights that the model needs, '{missing[0]}' among them")
+    if info["mismatched_keys"]:
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
+        raise InputError(
+            f"{origin} has {len(names)} weights of another shape than its config.json says, '{names[0]}' among them"
+        )
 
 
 def _weights_arguments(origin: Origin) -> dict[str, Any]:
@@ -181,7 +192,8 @@ def one_sentence(origin: Origin, device: torch.device) -> Iterator[None]:
         ) from error
     except SafetensorError as error:
         raise InputError(f"{origin} has a damaged safetensors file ({_first_line(error)}): fetch it again") from error
-    except (OSError, ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError) as error:
+    except Exception as error:
+        # damaged files fail in any way: gguf with struct.error, tokenizers' Rust code with a plain Exception
         raise _translate(origin, error) from error
 
 

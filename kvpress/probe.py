@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from kvpress.errors import ContractError, InputError
@@ -57,21 +58,26 @@ def _texts(
         reference = reference.to(prompt.device)
         yield reference, torch.ones_like(reference, dtype=torch.bool)
         return
-    n = prompt.shape[1]
-    first_real = int(valid.int().argmax(1).min())
-    for start in range(first_real, n, law.chunk):
-        chunk = slice(start, min(start + law.chunk, n))
-        lead = _encode(cache, model, law.instruction if start == first_real else law.continuation, prompt)
-        hint = prompt[:, chunk.start - law.hint_tokens : chunk.start] if start > first_real else prompt[:, :0]
-        hint_valid = valid[:, chunk.start - law.hint_tokens : chunk.start] if start > first_real else valid[:, :0]
-        ids = torch.cat([lead, hint, prompt[:, chunk]], 1)
-        yield ids, torch.cat([torch.ones_like(lead, dtype=torch.bool), hint_valid, valid[:, chunk]], 1)
+    # chunks are counted from each row's first real token, so that a padded row is asked what it is asked alone
+    rows = [prompt[row][valid[row]] for row in range(prompt.shape[0])]
+    for start in range(0, max(row.numel() for row in rows), law.chunk):
+        lead = _encode(cache, model, law.continuation if start else law.instruction, prompt.device)
+        texts = [
+            torch.cat([lead, row[max(start - law.hint_tokens, 0) : start], row[start : start + law.chunk]])
+            if start < row.numel()
+            else row[:0]
+            for row in rows
+        ]
+        longest = max(text.numel() for text in texts)
+        ids = torch.stack([F.pad(text, (longest - text.numel(), 0)) for text in texts])
+        counts = torch.tensor([text.numel() for text in texts], device=ids.device)
+        yield ids, torch.arange(longest, device=ids.device) >= longest - counts[:, None]
 
 
-def _encode(cache: CompressedCache, model: PreTrainedModel, text: str, prompt: Tensor) -> Tensor:
-    """Ids [B, m] of an instruction, without special tokens; an empty text needs no tokenizer."""
+def _encode(cache: CompressedCache, model: PreTrainedModel, text: str, device: torch.device) -> Tensor:
+    """Ids [m] of an instruction, without special tokens; an empty text needs no tokenizer."""
     if not text:
-        return prompt[:, :0]
+        return torch.empty(0, dtype=torch.long, device=device)
     tokenizer = cache.tokenizer
     if tokenizer is None:
         from kvpress.session import tokenizer_of
@@ -83,8 +89,8 @@ def _encode(cache: CompressedCache, model: PreTrainedModel, text: str, prompt: T
             "pass tokenizer=, or set instruction and continuation to ''"
         )
     ids: Any = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    row: Tensor = ids.to(prompt.device)
-    return row.expand(prompt.shape[0], -1)
+    row: Tensor = ids[0].to(device)
+    return row
 
 
 @contextmanager

@@ -64,6 +64,12 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
+def plain_tokenizer():
+    """The byte tokenizer without a chat template."""
+    return byte_tokenizer(chat_template=None)
+
+
+@pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> Path:
     """A folder with a tiny model in bfloat16 and its tokenizer, as `save_pretrained` writes them."""
     folder = tmp_path_factory.mktemp("models") / "tiny"

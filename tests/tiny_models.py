@@ -59,6 +59,8 @@ def tiny(family: str, dtype: torch.dtype = torch.float32, layers: int | None = N
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[-layers:]
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    if dtype == torch.float64 and hasattr(config, "num_experts_per_tok"):
+        model.set_experts_implementation("eager")  # the grouped matmul of the experts has no float64
     with torch.no_grad():  # spread the attention, so that rankings differ; and give the sinks a say
         for name, parameter in model.named_parameters():
             if name.endswith("sinks"):

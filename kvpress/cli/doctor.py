@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import sys
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from kvpress.cli.console import err, out, print_json, quiet_transformers
-
-if TYPE_CHECKING:
-    import torch
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "gguf", "numpy", "pydantic", "triton", "flash-attn")
 HUB_SECONDS = 3

@@ -40,13 +40,10 @@ def test_plain_text_without_question_stays_itself(tokenizer):
     assert tokenizer.decode(ids[0], skip_special_tokens=True) == DOCUMENT
 
 
-def test_chat_without_template_is_refused():
-    from tests.conftest import byte_tokenizer
-
-    plain = byte_tokenizer(chat_template=None)
+def test_chat_without_template_is_refused(plain_tokenizer):
     with pytest.raises(InputError, match="no chat template"):
-        build_prompt(plain, DOCUMENT, chat=True)
-    assert build_prompt(plain, DOCUMENT).shape[1] == len(DOCUMENT) + 1
+        build_prompt(plain_tokenizer, DOCUMENT, chat=True)
+    assert build_prompt(plain_tokenizer, DOCUMENT).shape[1] == len(DOCUMENT) + 1
 
 
 def test_empty_prompt_is_refused(tokenizer):
