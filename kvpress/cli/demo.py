@@ -32,7 +32,9 @@ def demo(
     from kvpress.demo.run import CONTRACTS, answers, arms, lost_answers
 
     arms(budget)  # refuses an impossible budget before anything is downloaded
-    model, tokenizer = load_demo_model(lambda line: err.print(line, markup=False, highlight=False), dtype=dtype, device=device)
+    model, tokenizer = load_demo_model(
+        lambda line: err.print(line, markup=False, highlight=False), dtype=dtype, device=device
+    )
     given: list[Answer] = []
     total = len(read_questions()) * len(arms(budget))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

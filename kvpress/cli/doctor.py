@@ -24,7 +24,9 @@ class Check:
     detail: str
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
     """Versions, devices, and what works on this machine. Exit code 1 if something that is needed does not."""
     quiet_transformers()
     with err.status("looking around"):
@@ -105,7 +107,11 @@ def extras() -> list[Check]:
     parsed = [Requirement(text) for text in requirements]
     found = []
     for extra in names:
-        needs = [r.name for r in parsed if r.marker and not r.marker.evaluate({"extra": ""}) and r.marker.evaluate({"extra": extra})]
+        needs = [
+            r.name
+            for r in parsed
+            if r.marker and not r.marker.evaluate({"extra": ""}) and r.marker.evaluate({"extra": extra})
+        ]
         missing = [name for name in needs if _version(name) is None]
         detail = f"lacks {', '.join(missing)}" if missing else "installed" if needs else "needs nothing yet"
         found.append(Check(extra, None if missing else True, detail))

@@ -34,9 +34,7 @@ def generate(
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Run the full cache beside it.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
-    reference: Annotated[
-        str | None, typer.Option(help="Reference answer; only oracle contracts need one.")
-    ] = None,
+    reference: Annotated[str | None, typer.Option(help="Reference answer; only oracle contracts need one.")] = None,
     report: Annotated[bool, typer.Option("--report", help="Print tokens and bytes of each layer and head.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -62,7 +60,7 @@ def generate(
     wanted = None
     if reference is not None:
         wanted = tokenizer(reference, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    settings = {"max_new_tokens": max_new_tokens, "reference": wanted}
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "reference": wanted}
     if as_json:
         from kvpress.run import run
 

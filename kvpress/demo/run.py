@@ -5,7 +5,7 @@ The question is part of the prompt, as it is when a user asks about a document: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,17 +33,22 @@ class Answer:
         return self.question.is_right(self.run.text)
 
 
-def arms(budget: float = BUDGET) -> list[Contract | None]:
+def arms(budget: float = BUDGET, contracts: Sequence[str] = CONTRACTS) -> list[Contract | None]:
     """The full cache (None) and the contracts, each at `budget`."""
-    return [None, *(resolve(name, budget) for name in CONTRACTS)]
+    return [None, *(resolve(name, budget) for name in contracts)]
 
 
-def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, budget: float = BUDGET) -> Iterator[Answer]:
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    budget: float = BUDGET,
+    contracts: Sequence[str] = CONTRACTS,
+) -> Iterator[Answer]:
     """Every question under every arm, question by question, as soon as each is there."""
     document = read_document()
     for question in read_questions():
         prompt = build_prompt(tokenizer, document, question.text, chat=True)
-        for arm in arms(budget):
+        for arm in arms(budget, contracts):
             yield Answer(question, run(model, tokenizer, prompt, arm, max_new_tokens=MAX_NEW_TOKENS))
 
 

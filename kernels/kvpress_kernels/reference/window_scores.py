@@ -18,8 +18,10 @@ from torch import Tensor
 
 #: elements of the largest intermediate (64 MiB in float32)
 CHUNK_ELEMENTS = 1 << 24
-#: lower bound of 1 - a_c: a unit that holds all the mass is never evicted anyway
+#: lower bound of 1 - a_c
 MIN_REST = 1e-6
+#: above this mass a unit's 1 - a and v - o are differences of nearly equal numbers, and are computed another way
+DOMINANT = 0.95
 
 
 def change(alpha: float) -> str:
@@ -52,7 +54,8 @@ def window_scores(
         weights: [Q] non-negative r_u; queries of weight 0 are skipped.
         scale: factor of the logits.
         statistics: names among "mass" (sum r a), "mass_squared" (sum r a^2), "coverage" (sum r [a > share of the
-            unit under uniform attention]) and `change(alpha)`.
+            unit under uniform attention over the visible tokens]) and `change(alpha)`. A unit that is all that a
+            query sees changes nothing by definition.
         unit_slots: [U, P] int64 index of each unit's tokens, -1 where a unit is short; None: every token is a unit.
         reducer: "sum", or "max" over the queries of weight > 0 (weights are then not multiplied in).
         softcap: logits become softcap * tanh(logits / softcap).
@@ -78,11 +81,12 @@ def window_scores(
         head_values = _centred(values[heads], value_basis, heads, dtype) if needs_values else None
         for chunk in _slices(n_queries, max(1, CHUNK_ELEMENTS // (width * (heads.stop - heads.start)))):
             visible = int((key_positions <= query_positions[chunk].max()).sum())
-            probs = attention_probs(
+            probs, sink_share = _attention(
                 query[heads, :, chunk].to(dtype), head_keys[:, :visible], query_positions[chunk],
                 key_positions[:visible], scale, softcap, None if sinks is None else sinks[heads].to(dtype),
             )  # fmt: skip
-            per_query = _unit_statistics(probs, head_values, statistics, unit_slots, keys.shape[1])
+            seen = key_positions <= query_positions[chunk, None]
+            per_query = _unit_statistics(probs, sink_share, seen, head_values, statistics, unit_slots)
             for name, stat in per_query.items():  # [s, G, q, u]
                 units = stat.shape[-1]
                 if reducer == "max":
@@ -98,6 +102,14 @@ def attention_probs(
     softcap: float | None, sinks: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Causal attention of [S, G, Q, D] queries over [S, N, D] keys: [S, G, Q, N]; rows that see nothing are zero."""
+    return _attention(query, keys, query_positions, key_positions, scale, softcap, sinks)[0]
+
+
+def _attention(
+    query: Tensor, keys: Tensor, query_positions: Tensor, key_positions: Tensor, scale: float,
+    softcap: float | None, sinks: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """`attention_probs`, and the share [S, G, Q, 1] of a learned sink where there is one."""
     n_heads, group, n_queries, dim = query.shape
     logits = (query.reshape(n_heads, group * n_queries, dim) @ keys.transpose(1, 2)).view(n_heads, group, n_queries, -1)
     logits *= scale
@@ -109,9 +121,10 @@ def attention_probs(
         logits.masked_fill_(hidden, float("-inf"))
     if sinks is not None:
         column = sinks[:, :, None, None].expand(-1, -1, n_queries, 1)
-        return torch.softmax(torch.cat([logits, column], -1), -1)[..., :-1]
+        probs = torch.softmax(torch.cat([logits, column], -1), -1)
+        return probs[..., :-1], probs[..., -1:]
     probs = torch.softmax(logits, -1)
-    return probs.nan_to_num_(0.0) if any_hidden and bool(hidden.all(1).any()) else probs
+    return (probs.nan_to_num_(0.0) if any_hidden and bool(hidden.all(1).any()) else probs), None
 
 
 def unit_vectors(probs: Tensor, values: Tensor, unit_slots: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -130,50 +143,66 @@ def unit_vectors(probs: Tensor, values: Tensor, unit_slots: Tensor | None) -> tu
 
 def _unit_statistics(
     probs: Tensor,
+    sink_share: Tensor | None,
+    seen: Tensor,
     values: tuple[Tensor, Tensor] | None,
     statistics: Collection[str],
     unit_slots: Tensor | None,
-    n_keys: int,
 ) -> dict[str, Tensor]:
-    """Per-query statistics [s, G, q, u]; probs may cover only the first keys, the visible ones."""
-    visible = probs.shape[-1]
-    if unit_slots is not None:
-        probs = torch.nn.functional.pad(probs, (0, n_keys - visible))
+    """Per-query statistics [s, G, q, u]; probs may cover only the first keys, those that `seen` [q, N] has."""
+    if unit_slots is None:
+        seen = seen[:, : probs.shape[-1]]
+    else:
+        probs = torch.nn.functional.pad(probs, (0, seen.shape[1] - probs.shape[-1]))
     mass = probs if unit_slots is None else _gather(probs, unit_slots).sum(-1)
     found: dict[str, Tensor] = {}
-    squared_change = None
+    squared_change = dominant = None
     for name in statistics:
         if name == "mass":
             found[name] = mass
         elif name == "mass_squared":
             found[name] = mass.square()
         elif name == "coverage":
-            size = 1 if unit_slots is None else (unit_slots >= 0).sum(1)
-            seen = (probs > 0).sum(-1, keepdim=True).clamp(min=1)
-            found[name] = (mass > size / seen).to(mass.dtype)
+            inside = seen if unit_slots is None else _gather(seen, unit_slots).sum(-1)  # [q, u] visible tokens
+            share = inside / seen.sum(-1, keepdim=True).clamp(min=1)
+            # a unit that is all that a query sees has just its share: rounding must not decide
+            found[name] = ((mass > share * (1 + 1e-6)) & (inside > 0)).to(mass.dtype)
         else:
             assert values is not None
             if squared_change is None:
-                squared_change = _squared_change(probs, mass, *values, unit_slots)
+                squared_change, output = _squared_change(probs, sink_share, mass, *values, unit_slots)
+                dominant = _dominant(probs, sink_share, mass, *values, output, unit_slots)
             alpha = float(name.removeprefix("change@"))
             rest = (1 - mass).clamp_(min=MIN_REST)
             found[name] = squared_change if alpha == 0 else squared_change / rest.pow_(2 * alpha)
+            if dominant is not None:
+                at, distance, left = dominant
+                found[name][at] = distance * left.pow(2 - 2 * alpha)
     return found
 
 
-def _squared_change(probs: Tensor, mass: Tensor, values: Tensor, centre: Tensor, unit_slots: Tensor | None) -> Tensor:
-    """|g_c|^2 [s, G, q, u]. values: [s, G or 1, N, Dv] minus their mean `centre` [s, G or 1, 1, Dv].
+def _squared_change(
+    probs: Tensor,
+    sink_share: Tensor | None,
+    mass: Tensor,
+    values: Tensor,
+    centre: Tensor,
+    unit_slots: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """|g_c|^2 [s, G, q, u] and the centred output [s, G, q, Dv].
 
-    Centred values keep |v - o|^2 = |v|^2 - 2 v.o + |o|^2 accurate in float32: the large common part cancels first.
+    values: [s, G or 1, N, Dv] minus their mean `centre` [s, G or 1, 1, Dv]. Centred values keep
+    |v - o|^2 = |v|^2 - 2 v.o + |o|^2 accurate in float32: the large common part cancels first.
     """
     if unit_slots is None:
         values = values[:, :, : probs.shape[-1]]
     output = probs @ values if values.shape[1] > 1 else _fold(probs, values)  # [s, G, q, Dv]
-    output = output - (1 - probs.sum(-1, keepdim=True)) * centre  # a learned sink has value 0, not the centre
+    if sink_share is not None:
+        output = output - sink_share * centre  # a learned sink has value 0, not the centre
     if unit_slots is None:
         cross = output @ values.transpose(2, 3) if values.shape[1] > 1 else _fold(output, values.transpose(2, 3))
         distance = cross.mul_(-2).add_(values.square().sum(-1)[:, :, None]).add_(output.square().sum(-1, keepdim=True))
-        return distance.clamp_(min=0).mul_(mass).mul_(mass)
+        return distance.clamp_(min=0).mul_(mass).mul_(mass), output
     gathered = _gather(probs, unit_slots).transpose(2, 3)  # [s, G, U, q, P]
     unit_values = values[:, :, unit_slots.clamp(min=0)]  # [s, G or 1, U, P, Dv]
     if unit_values.shape[1] == 1:  # fold the group into the queries instead of copying the values G times
@@ -182,7 +211,45 @@ def _squared_change(probs: Tensor, mass: Tensor, values: Tensor, centre: Tensor,
         sums = folded.view(s, units, group, q, -1).permute(0, 2, 3, 1, 4)
     else:
         sums = (gathered @ unit_values).transpose(2, 3)  # [s, G, q, U, Dv]
-    return (sums - mass[..., None] * output[..., None, :]).square().sum(-1)
+    return (sums - mass[..., None] * output[..., None, :]).square().sum(-1), output
+
+
+def _dominant(
+    probs: Tensor,
+    sink_share: Tensor | None,
+    mass: Tensor,
+    values: Tensor,
+    centre: Tensor,
+    output: Tensor,
+    unit_slots: Tensor | None,
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor] | None:
+    """Units that hold nearly all mass of a query: where they are [m], |g / (1 - a)|^2 [m] and 1 - a [m].
+
+    Both are summed over what is not in the unit, R = 1 - a = sum_rest A_i, so that they keep their digits however
+    small R is: g / R = s_c - a (sum_rest A_i v_i) / R. An attention sink is such a unit, and losing it changes most.
+    """
+    heaviest = mass.amax(-1) if mass.shape[-1] else mass.new_zeros(mass.shape[:-1])
+    found = []
+    for s, g in (heaviest > DOMINANT).any(-1).nonzero().tolist():
+        rows = (heaviest[s, g] > DOMINANT).nonzero().flatten()
+        unit = mass[s, g, rows].argmax(-1)
+        own = unit[:, None] if unit_slots is None else unit_slots[unit]
+        others = probs[s, g, rows].scatter(1, torch.where(own >= 0, own, own[:, :1]), 0.0)
+        basis = min(g, values.shape[1] - 1)
+        rest = others @ values[s, basis, : others.shape[1]]  # [m, Dv]
+        left = others.sum(-1)
+        if sink_share is not None:
+            rest = rest - sink_share[s, g, rows] * centre[s, basis]
+            left = left + sink_share[s, g, rows, 0]
+        inside = output[s, g, rows] - rest
+        share = heaviest[s, g, rows, None] / left.clamp(min=torch.finfo(left.dtype).tiny)[:, None]
+        distance = (inside - share * rest).square().sum(-1) * (left > 0)
+        where = (torch.full_like(rows, s), torch.full_like(rows, g), rows, unit)
+        found.append((*where, distance, left))
+    if not found:
+        return None
+    *where, distance, left = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return tuple(where), distance, left
 
 
 def _fold(left: Tensor, right: Tensor) -> Tensor:
