@@ -61,7 +61,8 @@ class Scored:
     @property
     def candidates(self) -> Candidates:
         features = self.problem.features
-        return Candidates(self.scores, features.sizes, features.valid & ~self.protected)
+        n_free = self.base + self.problem.n_seen - self.problem.budget
+        return Candidates(self.scores, features.sizes, features.valid & ~self.protected, n_free)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def score(contract: Contract, problem: Problem) -> Scored:
     """
     features = problem.features
     protected = _protected(contract, problem)
-    scores, first_stage, mass = _scores(contract, problem)
+    scores, first_stage, mass = _scores(contract, problem, protected)
     if bool((~torch.isfinite(scores) & features.valid).any()):
         raise KvpressError(
             f"layer {features.layer}: ranking '{contract.ranking.kind}' gave a score that is no finite number; "
@@ -173,7 +174,9 @@ def _retain(contract: Contract, scored: Scored, budgets: Sequence[int]) -> Decis
     return Decision(kept_tokens, unused, _eta_proj(scored.problem, kept_tokens), kept_mass, ties)
 
 
-def _scores(contract: Contract, problem: Problem) -> tuple[Tensor, tuple[float, Tensor] | None, Tensor | None]:
+def _scores(
+    contract: Contract, problem: Problem, protected: Tensor
+) -> tuple[Tensor, tuple[float, Tensor] | None, Tensor | None]:
     access, ranking, features = _aggregate(contract), contract.ranking, problem.features
     pooled = mass = None
     if ranking.statistics:
@@ -185,7 +188,7 @@ def _scores(contract: Contract, problem: Problem) -> tuple[Tensor, tuple[float, 
         exposure = ranking.exposure(statistics, features)
         if access.debias:
             exposure = exposure / counts.clamp(min=1e-12)
-        pooled = access.reduce_heads(access.smooth(exposure, features.valid), 1)
+        pooled = access.reduce_heads(access.smooth(exposure, features.valid & ~protected), 1)
         mass = statistics["mass"].mean(1)
     scores = ranking.weigh(pooled, features)
     first_stage = ranking.first_stage(pooled)
@@ -203,12 +206,13 @@ def _head_view(contract: Contract, scored: Scored, head: int) -> HeadView:
     def group_scores(count: int) -> Tensor:
         assert problem.queries is not None
         used = problem.queries.subset(problem.queries.weights > 0)
-        chunks = torch.arange(used.positions.numel()).tensor_split(count)
+        chunks = torch.arange(used.positions.numel()).tensor_split(min(count, used.positions.numel()))
         parts = []
         for chunk in chunks:
             chosen = torch.zeros(used.positions.numel(), dtype=torch.bool, device=used.weights.device)
             chosen[chunk] = True
-            parts.append(_scores(contract, replace(problem, queries=used.subset(chosen), carried=None))[0][head])
+            one = replace(problem, queries=used.subset(chosen), carried=None)
+            parts.append(_scores(contract, one, scored.protected)[0][head])
         return torch.stack(parts)
 
     def vectors(count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,7 +224,11 @@ def _head_view(contract: Contract, scored: Scored, head: int) -> HeadView:
 
     def token_scores() -> tuple[Tensor, Tensor]:
         tokens = UnitFeatures(features.spec, features.groups, 1)
-        scores = _scores(contract, replace(problem, features=tokens, carried=None))[0][head]
+        shield = torch.zeros_like(tokens.valid)
+        for index, units in enumerate(scored.protected):
+            mask = features.token_mask(index, units)
+            shield[index, : mask.numel()] = mask
+        scores = _scores(contract, replace(problem, features=tokens, carried=None), shield)[0][head]
         positions = features.head(head)[0].positions
         units = torch.searchsorted(features.starts[head][features.valid[head]].contiguous(), positions, right=True) - 1
         return scores[: positions.numel()], units

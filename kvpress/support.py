@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 def check_model(model: PreTrainedModel) -> None:
     """Raise UnsupportedModelError, naming the model and the reason, if its cache cannot be compressed."""
-    name, config = type(model).__name__, model.config
+    name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
             f"{name} is no transformers model; load one with kvpress.load or AutoModelForCausalLM"
         )
+    config = model.config
     if config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} is an encoder-decoder model; only decoder-only models are supported")
     text = config.get_text_config(decoder=True)

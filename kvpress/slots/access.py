@@ -23,7 +23,8 @@ class Access(Choice, slot="access"):
 class Aggregate(Access, kind="aggregate"):
     """The one aggregation, with a field for each decision.
 
-    pooling, kernel: smoothing over neighbouring units, stride 1, zero padding counted (SnapKV).
+    pooling, kernel: smoothing over neighbouring units, stride 1, zero padding counted (SnapKV). Protected units are
+        not up for decision: they keep their own exposure and lend none to their neighbours.
     debias: divide by the weight of the queries that could see the unit (T - i for cumulative attention).
     query_reducer: over queries; `mean` divides by the total weight, `max` is KVzip's.
     head_reducer: over the query heads of a KV head, and over KV heads and layers in a wider scope.
@@ -55,13 +56,16 @@ class Aggregate(Access, kind="aggregate"):
             raise ValueError("'layer_weights' needs one weight for each of 'layers'")
         return self
 
-    def smooth(self, exposure: Tensor, valid: Tensor) -> Tensor:
-        """Pool over neighbouring units. exposure: [H, G, U] non-negative; valid: [H, U] bool. Returns [H, G, U]."""
+    def smooth(self, exposure: Tensor, eligible: Tensor) -> Tensor:
+        """Pool over neighbouring units that are up for decision; the others stay as they are.
+
+        exposure: [H, G, U] non-negative; eligible: [H, U] bool. Returns [H, G, U].
+        """
         if self.pooling == "none":
             return exposure
-        exposure = exposure * valid[:, None]
         pool = F.avg_pool1d if self.pooling == "avg" else F.max_pool1d
-        return pool(exposure, self.kernel, stride=1, padding=self.kernel // 2) * valid[:, None]
+        pooled = pool(exposure * eligible[:, None], self.kernel, stride=1, padding=self.kernel // 2)
+        return torch.where(eligible[:, None], pooled, exposure)
 
     def reduce_heads(self, scores: Tensor, dim: int) -> Tensor:
         """Reduce over heads (or over layers) with `head_reducer`."""

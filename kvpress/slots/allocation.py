@@ -21,11 +21,15 @@ from kvpress.slots.base import Choice
 
 @dataclass(frozen=True)
 class Candidates:
-    """One layer's decision for one sequence: scores [H, U], sizes [H, U] in tokens, eligible [H, U] (not protected)."""
+    """One layer's decision for one sequence: scores [H, U], sizes [H, U] in tokens, eligible [H, U] (not protected).
+
+    n_free: tokens seen so far that are not protected, whether or not this layer still has them.
+    """
 
     scores: Tensor
     sizes: Tensor
     eligible: Tensor
+    n_free: int
 
     @property
     def tokens(self) -> Tensor:
@@ -73,9 +77,8 @@ class Pyramid(Allocation, kind="pyramid"):
             return [base] * candidates.scores.shape[0]
         last = base / self.beta
         first = 2 * base - last
-        longest = int(candidates.tokens.max())
-        if first > longest:  # the first layers cannot hold more than the prompt: the rest moves down
-            first, last = longest, 2 * base - longest
+        if first > candidates.n_free:  # the first layers cannot hold more than the prompt: the rest moves down
+            first, last = candidates.n_free, 2 * base - candidates.n_free
         exact = [first - (first - last) * index / (n_layers - 1) for index in range(n_layers)]
         return [round_to_sum(exact, base * n_layers)[layer]] * candidates.scores.shape[0]
 

@@ -69,9 +69,9 @@ def test_peak_during_prefill_is_one_layer():
 
     A forward pass without any cache holds one layer's keys and values too; that is the yardstick.
     """
-    without_cache = allocated(
-        lambda: wide_model_8(input_ids=prompts(1, LENGTH)[0], use_cache=False, logits_to_keep=1)
-    )[1]
+    without_cache = allocated(lambda: wide_model_8(input_ids=prompts(1, LENGTH)[0], use_cache=False, logits_to_keep=1))[
+        1
+    ]
     with kvpress.CompressedCache(wide_model_8, "snapkv") as cache:
         _, peak = allocated(prefill(wide_model_8, cache))
         scratch = 3 * 8 * 32 * LENGTH * 4  # a few tensors of window x prompt, per head, in float32
@@ -108,7 +108,9 @@ def test_nbytes_is_the_sum_of_the_real_storages():
             model(input_ids=prompts(2, 1)[0], past_key_values=cache)
         stores = [layer.storage.store for layer in cache.compressed_layers]
         tensors = [t for store in stores for t in (store.keys, store.values, store.positions)]
-        assert cache.nbytes == sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+        assert cache.nbytes == sum(
+            {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
+        )
         report = cache.report().to_dict()
         assert report["cache_bytes"] == cache.nbytes
         in_use = sum(head["bytes_after"] for layer in report["layers"] for head in layer["heads"])

@@ -172,7 +172,10 @@ def test_a_row_in_a_padded_batch_is_decided_like_the_row_alone(name):
             tokens = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
         layers = session.cache.compressed_layers
         kept = [
-            [(p - layer.storage.offsets[index // 2]).tolist() for index, (_, _, p) in enumerate(layer.storage.store.segments())]
+            [
+                (p - layer.storage.offsets[index // 2]).tolist()
+                for index, (_, _, p) in enumerate(layer.storage.store.segments())
+            ]
             for layer in layers
         ]
         return tokens, kept

@@ -109,7 +109,10 @@ def test_two_contracts_on_one_model_token_by_token():
             return torch.stack(list(steps(cache)))
 
     expected = alone("snapkv"), alone("knorm")
-    with kvpress.CompressedCache(model, "snapkv", budget=0.7) as a, kvpress.CompressedCache(model, "knorm", budget=0.7) as b:
+    with (
+        kvpress.CompressedCache(model, "snapkv", budget=0.7) as a,
+        kvpress.CompressedCache(model, "knorm", budget=0.7) as b,
+    ):
         pairs = list(zip(steps(a), steps(b), strict=True))
     assert torch.equal(torch.stack([x for x, _ in pairs]), expected[0])
     assert torch.equal(torch.stack([y for _, y in pairs]), expected[1])
@@ -120,7 +123,9 @@ def test_an_attached_model_serves_other_caches_as_before():
     ids, mask = prompts(2, 30, [7, 0])
     expected = model.generate(input_ids=ids, attention_mask=mask, **GREEDY)
     with kvpress.CompressedCache(model, "snapkv"):
-        got = model.generate(input_ids=ids, attention_mask=mask, past_key_values=DynamicCache(config=model.config), **GREEDY)
+        got = model.generate(
+            input_ids=ids, attention_mask=mask, past_key_values=DynamicCache(config=model.config), **GREEDY
+        )
         assert torch.equal(model.generate(input_ids=ids, attention_mask=mask, use_cache=False, **GREEDY), expected)
     assert torch.equal(got, expected)
 

@@ -26,9 +26,7 @@ def generate(model, contract, **inputs):
 
 
 def kept(session):
-    return [
-        [p.tolist() for _, _, p in layer.storage.store.segments()] for layer in session.cache.compressed_layers
-    ]
+    return [[p.tolist() for _, _, p in layer.storage.store.segments()] for layer in session.cache.compressed_layers]
 
 
 @pytest.mark.parametrize("name", ["snapkv", "h2o", "h2o_debiased", "mii", "adakv", "tova", "kvzip", "mii_blocks"])
@@ -78,7 +76,9 @@ def test_assisted_decoding_with_eviction_while_decoding():
     contract = small("snapkv", schedule={"kind": "every_decode_steps", "n": 4})
     ids, _ = prompts(1, 64)
     settings = {**GREEDY, "max_new_tokens": 40}
-    _, session = generate(model, contract, input_ids=ids, assistant_model=tiny("llama", torch.float64, layers=1), **settings)
+    _, session = generate(
+        model, contract, input_ids=ids, assistant_model=tiny("llama", torch.float64, layers=1), **settings
+    )
     budget = int(0.4 * 64)
     draft = 25  # at most this many drafted tokens may be accepted between two evictions
     assert max(max(layer.storage.store.lengths) for layer in session.cache.compressed_layers) <= budget + 4 + draft
