@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from kvpress.errors import InputError
 from kvpress.memory import explain_out_of_memory
+from kvpress.prompt import context_length
 
 if TYPE_CHECKING:
     from kvpress.session import Session
@@ -173,7 +174,7 @@ def _prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 
 
 def _check_context(model: PreTrainedModel, length: int) -> None:
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = context_length(model.config)
     if limit and length > limit:
         raise InputError(
             f"the prompt has {length:,} tokens, but {type(model).__name__} was made for {limit:,} (max_position_embeddings): shorten it"

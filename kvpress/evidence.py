@@ -36,7 +36,7 @@ class LayerSpec:
     def output_basis(self) -> Tensor:
         """[H, G, Dv, Dv] basis L with |v L| = |v W_O|: L L^T = W_O W_O^T, from its eigenvectors (it may be singular)."""
         assert self.output_weight is not None
-        weight = self.output_weight.float()
+        weight = _wide(self.output_weight)
         values, vectors = torch.linalg.eigh(weight @ weight.transpose(-1, -2))
         basis: Tensor = vectors * values.clamp(min=0).sqrt()[..., None, :]
         return basis
@@ -137,11 +137,11 @@ class UnitFeatures:
 
     def key_norm(self) -> Tensor:
         """[H, U] L2 norm of the keys, mean over the unit's tokens."""
-        return self._stack([self._unit_mean(g.keys.float().norm(dim=-1), t) for g, t in self._pairs()])
+        return self._stack([self._unit_mean(_wide(g.keys).norm(dim=-1), t) for g, t in self._pairs()])
 
     def value_norm(self, order: int) -> Tensor:
         """[H, U] L1 or L2 norm of the values, mean over the unit's tokens."""
-        return self._stack([self._unit_mean(g.values.float().norm(order, dim=-1), t) for g, t in self._pairs()])
+        return self._stack([self._unit_mean(_wide(g.values).norm(order, dim=-1), t) for g, t in self._pairs()])
 
     def output_norm(self, order: int) -> Tensor:
         """[H, G, U] L1 or L2 norm of v W_O, mean over the unit's tokens, one query head at a time."""
@@ -153,7 +153,7 @@ class UnitFeatures:
             values = group.values.to(weight.dtype)
             norms = [
                 torch.stack([
-                    torch.cat([(part @ weight[first + s, g]).float().norm(order, dim=-1) for part in values[s].split(4096)])
+                    torch.cat([_wide(part @ weight[first + s, g]).norm(order, dim=-1) for part in values[s].split(4096)])
                     for g in range(self.spec.group)
                 ])
                 for s in range(n)
@@ -226,6 +226,11 @@ class CarriedStatistics:
             [{k: v[h, :, valid[h]].clone() for k, v in statistics.items()} for h in range(features.n_heads)],
             weight,
         )
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or as it is in float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _cut(positions: Tensor, block_size: int) -> _Table:

@@ -206,7 +206,7 @@ def _head_view(contract: Contract, scored: Scored, head: int) -> HeadView:
     def group_scores(count: int) -> Tensor:
         assert problem.queries is not None
         used = problem.queries.subset(problem.queries.weights > 0)
-        chunks = torch.arange(used.positions.numel()).tensor_split(min(count, used.positions.numel()))
+        chunks = torch.arange(used.positions.numel()).tensor_split(max(1, min(count, used.positions.numel())))
         parts = []
         for chunk in chunks:
             chosen = torch.zeros(used.positions.numel(), dtype=torch.bool, device=used.weights.device)

@@ -22,7 +22,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 from transformers import __version__ as transformers_version
 
-from kvpress.bench.arms import LOGIT_TOLERANCE, WARMUP_ROUNDS, Arm, Recorder, make_arms, prefill, race
+from kvpress.bench.arms import WARMUP_ROUNDS, Arm, Recorder, make_arms, prefill, race
 from kvpress.cache import CompressedCache
 from kvpress.device import DTYPES, cpu_has_native_bf16, pick_device
 from kvpress.errors import InputError
@@ -55,7 +55,7 @@ def run_decode_bench(
     `bytes` and `setting` what they come from. All arms take the same token ids.
 
     Raises InputError for a context the model was not made for, KvpressError where the full cache's logits differ from
-    transformers' by more than LOGIT_TOLERANCE: then there is no time to report.
+    transformers' by more than the dtype explains: then there is no time to report.
     """
     if context < MIN_CONTEXT:
         raise InputError(f"a context of {context} tokens is too short to measure: take at least {MIN_CONTEXT}")
@@ -84,8 +84,8 @@ def run_decode_bench(
             shares["mii"] = prefill(made, cache, ids[:, :context])
 
         progress.update(task, description=f"decoding {rounds} rounds", total=rounds, completed=0)
-        error = race(made, arms, ids[:, context:], lambda: progress.advance(task))
-    return _result(made, arms, shares, error, context, steps, repeats, model, layers, seed)
+        gate = race(made, arms, ids[:, context:], lambda: progress.advance(task))
+    return _result(made, arms, shares, gate, context, steps, repeats, model, layers, seed)
 
 
 def _random_model(dtype: str, layers: int | None, seed: int) -> PreTrainedModel:
@@ -128,7 +128,7 @@ def _result(
     model: PreTrainedModel,
     arms: dict[str, Arm],
     shares: dict[str, dict[str, float]],
-    error: float,
+    gate: dict[str, float],
     context: int,
     steps: int,
     repeats: int,
@@ -156,7 +156,7 @@ def _result(
             },
         },
         "quartiles": {name: [q[0], q[2]] if q else [] for name, q in spread.items()},
-        "gate": {"full_logits_error": error, "tolerance": LOGIT_TOLERANCE[model.dtype]},
+        "gate": gate,
         "bytes": {
             **{name: _cache_bytes(arm) for name, arm in arms.items()},
             "weights": sum(p.numel() * p.element_size() for p in model.parameters()),

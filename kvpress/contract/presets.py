@@ -45,9 +45,10 @@ def read_yaml(path: str | Path) -> Contract:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise ContractError(
-            f"contract file '{path}' is no valid YAML{where}: {getattr(error, 'problem', error)}"
-        ) from None
+        what = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise ContractError(f"contract file '{path}' is no valid YAML{where}: {what}") from None
+    except RecursionError:
+        raise ContractError(f"contract file '{path}' is nested too deeply to be a contract") from None
     if not isinstance(fields, dict):
         raise ContractError(f"contract file '{path}' holds no mapping of slots to choices")
     try:

@@ -31,11 +31,6 @@ class Candidates:
     eligible: Tensor
     n_free: int
 
-    @property
-    def tokens(self) -> Tensor:
-        """[H] eligible tokens of each head."""
-        return (self.sizes * self.eligible).sum(1)
-
 
 class Allocation(Choice, slot="allocation"):
     """Base of the allocations."""
@@ -117,6 +112,8 @@ class FromFile(Allocation, kind="file"):
     @classmethod
     def _read(cls, data: Any) -> Any:
         if isinstance(data, dict) and "path" in data:
+            if set(data) != {"path"} or not isinstance(data["path"], str | Path):
+                raise ContractError("allocation 'file' takes the 'path' of a file or its 'weights', and nothing else")
             path = Path(data["path"])
             try:
                 if path.stat().st_size > 16 * 2**20:
@@ -124,7 +121,7 @@ class FromFile(Allocation, kind="file"):
                         f"allocation file '{path}' is over 16 MiB: it should hold one weight per layer and head"
                     )
                 weights = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
                 raise ContractError(f"allocation file '{path}' cannot be read: {str(error).splitlines()[0]}") from None
             return {"weights": weights["weights"] if isinstance(weights, dict) and "weights" in weights else weights}
         return data

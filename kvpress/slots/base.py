@@ -9,11 +9,17 @@ A new method from a paper is one subclass of its slot's base class with a `kind`
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 
 from kvpress.errors import ContractError, unknown
+
+
+#: values in error messages are cut short: YAML aliases can make a small file hold a value of any size
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 2, 80, 80
 
 
 class Choice(BaseModel):
@@ -50,7 +56,8 @@ class Choice(BaseModel):
         fields = {"kind": value} if isinstance(value, str) else value
         if not isinstance(fields, dict) or not isinstance(fields.get("kind"), str):
             raise ContractError(
-                f"slot '{cls.slot}' needs a mapping with 'kind', got {value!r}; known kinds are {', '.join(sorted(cls.registry))}"
+                f"slot '{cls.slot}' needs a mapping with 'kind', got {_short.repr(value)}; "
+                f"known kinds are {', '.join(sorted(cls.registry))}"
             )
         fields = dict(fields)
         kind = fields.pop("kind")
@@ -70,7 +77,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         return unknown("field", where, model.model_fields)
     message = problem["msg"].removeprefix("Value error, ")
-    return f"field '{where}': {message} (got {problem['input']!r})" if where else message
+    return f"field '{where}': {message} (got {_short.repr(problem['input'])})" if where else message
 
 
 def _plain(value: Any) -> Any:

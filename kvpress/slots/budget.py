@@ -71,13 +71,13 @@ class Bytes(Budget, kind="bytes"):
 
 
 def parse_budget(text: str | int | float) -> Budget:
-    """A budget from a short form: 0.25 or "0.25" or "25%" (fraction), 512 or "512tokens", "20MB" or "20MiB" or "4096B"."""
+    """A budget from a short form: 0.25 or "0.25" or "25%" (fraction), 512 or "512" or "512tokens", "20MB" or "20MiB" or "4096B"."""
     if isinstance(text, bool):
         raise ContractError(f"budget {text!r} is no number; use for example 0.25, 512tokens or 20MB")
-    if isinstance(text, int) and text > 1:
-        return Tokens(value=text)
     units = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "b": 1}
     form = str(text).strip().lower().replace(" ", "")
+    if form.isdecimal() and int(form) > 1:
+        return Tokens(value=int(form))
     try:
         if form.endswith("tokens"):
             return Budget.parse({"kind": "tokens", "value": int(form.removesuffix("tokens"))})
@@ -87,7 +87,7 @@ def parse_budget(text: str | int | float) -> Budget:
             if form.endswith(unit):
                 return Budget.parse({"kind": "bytes", "value": round(float(form.removesuffix(unit)) * factor)})
         return Budget.parse({"kind": "fraction", "value": float(form)})
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ContractError(
             f"budget '{text}' is not understood; use for example 0.25, 25%, 512tokens or 20MB"
         ) from None

@@ -49,7 +49,7 @@ class Standard(Protection, kind="standard"):
         return self
 
     def mask(self, positions: Tensor, n_seen: int, budget: int) -> Tensor:
-        recent = self.recent or int(self.recent_share * budget)
+        recent = self.recent or int(self.recent_share * budget + 1e-9)
         mask = (positions < self.sinks) | (positions >= n_seen - recent)
         for start, end in self.spans:
             mask |= (positions >= start) & (positions < end)

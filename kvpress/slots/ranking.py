@@ -80,15 +80,20 @@ class Additive(Ranking, kind="additive"):
         return frozenset({"mass"} | extra[self.terms])
 
     def exposure(self, statistics: dict[str, Tensor], features: UnitFeatures) -> Tensor:
+        valid = features.valid[:, None]
+        count = valid.sum(-1, keepdim=True)
+
         def standard(term: Tensor) -> Tensor:
-            spread = term.std(-1, keepdim=True, correction=0)
-            return (term - term.mean(-1, keepdim=True)) / spread.clamp(min=torch.finfo(term.dtype).tiny)
+            offset = term - (term * valid).sum(-1, keepdim=True) / count
+            spread = ((offset.square() * valid).sum(-1, keepdim=True) / count).sqrt()
+            return offset / spread.clamp(min=torch.finfo(term.dtype).tiny)
 
         score = standard(statistics["mass"])
         for name in sorted(self.statistics - {"mass"}):
             score = score + self.weight * standard(statistics[name])
         # pooling and debiasing expect non-negative exposures; a shift does not change the order within a head
-        return score - score.amin(-1, keepdim=True)
+        lowest = score.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
+        return (score - lowest) * valid
 
 
 class Position(Ranking, kind="position"):

@@ -68,7 +68,7 @@ def staged_best(view: HeadView, count: int) -> Tensor:
     if view.first_stage is None:
         return best(view.scores, view.eligible, count)
     share, scores = view.first_stage
-    first = best(scores, view.eligible, int(share * count))
+    first = best(scores, view.eligible, int(share * count + 1e-9))
     return first | best(view.scores, view.eligible & ~first, count - int(first.sum()))
 
 
@@ -117,7 +117,7 @@ class GroupedReserve(Retention, kind="grouped_reserve"):
         count = budget // view.block_size
         kept = torch.zeros_like(view.eligible)
         for scores in view.group_scores(self.groups):
-            kept |= best(scores, view.eligible & ~kept, int(self.share * count) // self.groups)
+            kept |= best(scores, view.eligible & ~kept, int(self.share * count + 1e-9) // self.groups)
         return kept | best(view.scores, view.eligible & ~kept, count - int(kept.sum()))
 
 

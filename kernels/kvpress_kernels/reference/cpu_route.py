@@ -22,7 +22,7 @@ STAGE_BYTES = 8 << 20
 
 class _Buffers(threading.local):
     def __init__(self) -> None:
-        self.flat: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        self.flat: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
 
 _buffers = _Buffers()
@@ -51,17 +51,17 @@ def matmul_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def stage(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A reused, uninitialised buffer of `shape`; its content is valid until the next call with this name.
+def stage(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A reused, uninitialised buffer of `shape`; its content is valid until the next call for this dtype and device.
 
-    One buffer per thread, name, dtype and device. Requests above STAGE_BYTES are served, but not kept.
+    One buffer per thread, dtype and device. Requests above STAGE_BYTES are served, but not kept.
     """
     numel = math.prod(shape)
-    flat = _buffers.flat.get((name, dtype, device))
+    flat = _buffers.flat.get((dtype, device))
     if flat is None or flat.numel() < numel:
         # An inference tensor could not be written outside inference mode later, so leave that mode here.
         with torch.inference_mode(False):
             flat = torch.empty(numel, dtype=dtype, device=device)
         if flat.nbytes <= STAGE_BYTES:
-            _buffers.flat[(name, dtype, device)] = flat
+            _buffers.flat[(dtype, device)] = flat
     return flat[:numel].view(shape)

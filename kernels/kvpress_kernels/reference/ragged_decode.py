@@ -22,7 +22,6 @@ from kvpress_kernels.reference import cpu_route
 from kvpress_kernels.reference.ragged_units import UNIT_TOKENS, decode_units, finish_logits, softmax_dtype
 
 
-@torch.no_grad()
 def ragged_decode(
     query: Tensor,
     keys: Tensor,
@@ -49,10 +48,12 @@ def ragged_decode(
     rows, value_dim = batch * n_kv, values.shape[-1]
     check_segments(n_kv * group, rows, head_dim, keys, values, starts, lengths, sinks)
     work = cpu_route.matmul_dtype(query.dtype, query.device)
-    q_rgd, rest = _scaled(query.reshape(rows, group, head_dim), work, scale)
+    # Detached rather than under no_grad, which costs as much as a matmul of a short cache.
+    keys, values = keys.detach(), values.detach()
+    q_rgd, rest = _scaled(query.detach().reshape(rows, group, head_dim), work, scale)
     sinks_rg = None
     if sinks is not None:
-        sinks_rg = sinks.to(softmax_dtype(work)).view(n_kv, group).repeat(batch, 1)
+        sinks_rg = sinks.detach().to(softmax_dtype(work)).view(n_kv, group).repeat(batch, 1)
         sinks_rg = F.pad(sinks_rg, (0, q_rgd.shape[1] - group))
     token_bytes = max(head_dim, value_dim) * work.itemsize
     # A segment that alone overflows the staging buffer goes as units, which are staged group by group.
@@ -107,8 +108,8 @@ def _scaled(q_rgd: Tensor, work: torch.dtype, scale: float) -> tuple[Tensor, flo
     if group % 4 != 3 or q_rgd.device.type != "cpu":
         return q_rgd.to(work) * scale, 1.0
     padded = torch.zeros((rows, group + 1, head_dim), dtype=work)
-    torch.mul(q_rgd.to(work), scale, out=padded[:, :group])
-    return padded, 1.0
+    padded[:, :group].copy_(q_rgd)
+    return padded.mul_(scale), 1.0
 
 
 def _evenly_spaced(starts: Sequence[int], lengths: Sequence[int]) -> bool:
@@ -189,7 +190,7 @@ def _staged(x_rnd: Tensor, work: torch.dtype, splits: int, chunk: int) -> Tensor
     rows, n_tokens, dim = x_rnd.shape
     if x_rnd.dtype == work and (splits == 1 or (splits * chunk == n_tokens and x_rnd.is_contiguous())):
         return x_rnd
-    buffer = cpu_route.stage("kv", (rows, splits * chunk, dim), work, x_rnd.device)
+    buffer = cpu_route.stage((rows, splits * chunk, dim), work, x_rnd.device)
     if splits * chunk == n_tokens:
         return buffer.copy_(x_rnd)
     buffer[:, :n_tokens].copy_(x_rnd)

@@ -64,7 +64,7 @@ class _Units:
     def stage(self, buffer: Tensor, group: tuple[int, int, list[tuple[int, int, int]]], work: torch.dtype) -> Tensor:
         """The group's tokens as [units, size, dim] in `work` dtype; the tail of a segment's last unit is zero."""
         begin, end, pieces = group
-        flat = cpu_route.stage("kv", ((end - begin) * self.size, buffer.shape[1]), work, buffer.device)
+        flat = cpu_route.stage(((end - begin) * self.size, buffer.shape[1]), work, buffer.device)
         for token, n_tokens, unit in pieces:
             first = unit * self.size
             flat[first : first + n_tokens].copy_(buffer[token : token + n_tokens])

@@ -93,7 +93,7 @@ def window_scores(
                     target = result[name][heads, :, :units]
                     torch.maximum(target, stat.amax(2), out=target)
                 else:
-                    result[name][heads, :, :units] += torch.einsum("sgqu,q->sgu", stat, weights[chunk])
+                    result[name][heads, :, :units] += weights[chunk] @ stat
     return result
 
 
@@ -115,16 +115,17 @@ def _attention(
     logits *= scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    hidden = key_positions[None] > query_positions[:, None]  # [Q, N]
-    any_hidden = bool(hidden.any())
-    if any_hidden:
-        logits.masked_fill_(hidden, float("-inf"))
+    # keys ascend, so only those behind the first query can be hidden from anyone: a window looks at a few columns
+    first = int((key_positions <= query_positions.min()).sum()) if n_queries else 0
+    hidden = key_positions[None, first:] > query_positions[:, None]  # [Q, N - first]
+    logits[..., first:].masked_fill_(hidden, float("-inf"))
     if sinks is not None:
         column = sinks[:, :, None, None].expand(-1, -1, n_queries, 1)
         probs = torch.softmax(torch.cat([logits, column], -1), -1)
         return probs[..., :-1], probs[..., -1:]
     probs = torch.softmax(logits, -1)
-    return (probs.nan_to_num_(0.0) if any_hidden and bool(hidden.all(1).any()) else probs), None
+    blind = first == 0 and bool(hidden.all(1).any())
+    return (probs.nan_to_num_(0.0) if blind else probs), None
 
 
 def unit_vectors(probs: Tensor, values: Tensor, unit_slots: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -244,12 +245,11 @@ def _dominant(
         inside = output[s, g, rows] - rest
         share = heaviest[s, g, rows, None] / left.clamp(min=torch.finfo(left.dtype).tiny)[:, None]
         distance = (inside - share * rest).square().sum(-1) * (left > 0)
-        where = (torch.full_like(rows, s), torch.full_like(rows, g), rows, unit)
-        found.append((*where, distance, left))
+        found.append((torch.full_like(rows, s), torch.full_like(rows, g), rows, unit, distance, left))
     if not found:
         return None
-    *where, distance, left = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return tuple(where), distance, left
+    head, group, row, unit, distance, left = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return (head, group, row, unit), distance, left
 
 
 def _fold(left: Tensor, right: Tensor) -> Tensor:
@@ -260,6 +260,10 @@ def _fold(left: Tensor, right: Tensor) -> Tensor:
 
 def _gather(probs: Tensor, unit_slots: Tensor) -> Tensor:
     """probs [..., N] -> [..., U, P], zero where a unit is short."""
+    n_units, size = unit_slots.shape
+    unbroken = n_units > 0 and int(unit_slots.max()) == probs.shape[-1] - 1 and bool((unit_slots[:-1] >= 0).all())
+    if unbroken:  # only the last block may be short: a view does
+        return torch.nn.functional.pad(probs, (0, n_units * size - probs.shape[-1])).unflatten(-1, (n_units, size))
     gathered = probs[..., unit_slots.clamp(min=0)]
     return gathered if bool((unit_slots >= 0).all()) else gathered * (unit_slots >= 0)
 
