@@ -100,7 +100,7 @@ def make_report(cache: CompressedCache) -> Report:
             "seen_tokens": sum(seen) / max(len(seen), 1),
             "prompt_tokens": plan.prompt_length or 0,
             "peak": "all layers in full (the decision needs every layer)"
-            if plan.needs_all_layers or plan.needs_probe
+            if plan.held_all_layers
             else "one layer in full beside the compressed rest",
             "seconds": plan.clock.to_dict(),
             "decode_steps": plan.clock.decode_steps,

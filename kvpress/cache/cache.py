@@ -106,6 +106,21 @@ class CompressedCache(Cache):
         for layer in self.compressed_layers:
             layer.steps_at_eviction = None
 
+    def freeze(self) -> None:
+        """Evict nothing from here on: what follows is stored in full (a question about a compressed context, say).
+
+        Together with `crop` this answers several questions from one compressed context:
+
+            model(context_ids, past_key_values=cache)
+            cache.freeze()
+            for question_ids in questions:
+                answer = model.generate(torch.cat([context_ids, question_ids], 1), past_key_values=cache)
+                cache.crop(context_ids.shape[1] - cache.get_seq_length())
+        """
+        self.plan.frozen = True
+        for layer in self.compressed_layers:
+            layer.evidence.clear()
+
     def report(self) -> Report:
         """What was kept where, at which cost in bytes and seconds."""
         return make_report(self)
@@ -138,6 +153,7 @@ class CompressedCache(Cache):
     def cut(self, layers: Sequence[CompressedLayer], limit: int) -> None:
         """Bring layers down to the budget; only tokens in columns before `limit` are looked at."""
         clock, device = self.plan.clock, layers[0].device
+        self.plan.held_all_layers |= self.plan.needs_all_layers or self.plan.needs_probe
         with clock.measure("evidence", device):
             problems = []
             for layer in layers:

@@ -147,7 +147,11 @@ class EvidenceBuffer:
     def clear_after_cut(self) -> None:
         """Forget what the next eviction must not see again."""
         if not self.plan.evicts_in_decode:
-            self.queries, self.carried, self.last = [], [], None
+            self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.queries, self.carried, self.last = [], [], None
 
     def truncate(self, column: int) -> None:
         """Forget queries at or behind a column."""

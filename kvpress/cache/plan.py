@@ -65,6 +65,7 @@ class Plan:
     """Shared state of one cache.
 
     prompt_length: columns of the input at which the prompt of this turn ends, None before anyone said so.
+    frozen: nothing is evicted any more; held_all_layers: a decision had to wait until every layer was there in full.
     n_layers: compressed layers; n_heads_total: their KV heads.
     """
 
@@ -73,6 +74,8 @@ class Plan:
     n_heads_total: int = 0
     prompt_length: int | None = None
     prompt_is_explicit: bool = False
+    frozen: bool = False
+    held_all_layers: bool = False
     probing: bool = False
     probe_valid: Any = None  # [B, q] bool on the host while a padded batch is probed
     clock: Clock = field(default_factory=Clock)
@@ -80,8 +83,8 @@ class Plan:
 
     @property
     def evicts(self) -> bool:
-        """False when the budget is the whole prompt: nothing is ever looked at or evicted."""
-        return not self.contract.budget.keeps_everything
+        """False when nothing will be looked at or evicted: the budget is the whole prompt, or the cache is frozen."""
+        return not self.frozen and not self.contract.budget.keeps_everything
 
     @property
     def needs_all_layers(self) -> bool:

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 
 from kvpress.errors import ContractError, unknown
 
-
 #: values in error messages are cut short: YAML aliases can make a small file hold a value of any size
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 2, 80, 80

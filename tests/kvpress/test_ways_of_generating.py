@@ -179,3 +179,26 @@ def test_a_streamer_sees_every_token():
     tokens, _ = generate(model, small("snapkv"), input_ids=prompts(1, 64)[0], streamer=Streamer(), **GREEDY)
     assert [t for part in seen[1:-1] for t in part] == tokens[0, 64:].tolist()
     assert seen[-1] == "end"
+
+
+def test_several_questions_from_one_frozen_context():
+    """Freeze after the context; each question and its answer are appended in full and cropped off again."""
+    model, contract = tiny("llama", torch.float64), small("kvzip")
+    context, mask = prompts(2, 64, [0, 11])
+    answers, sizes = {}, set()
+    with torch.no_grad(), kvpress.CompressedCache(model, contract) as cache:
+        model(input_ids=context, attention_mask=mask, past_key_values=cache)
+        cache.freeze()
+        before = [p.tolist() for _, _, p in cache.compressed_layers[0].storage.store.segments()]
+        for seed in (1, 2, 1):
+            ids = torch.cat([context, prompts(2, 7, seed=seed)[0]], 1)
+            full_mask = torch.cat([mask, torch.ones(2, 7, dtype=mask.dtype)], 1)
+            out = model.generate(input_ids=ids, attention_mask=full_mask, past_key_values=cache, **GREEDY)
+            sizes.add(tuple(cache.compressed_layers[0].storage.store.lengths))
+            if seed in answers:
+                assert torch.equal(answers[seed], out)
+            answers[seed] = out
+            cache.crop(64 - cache.get_seq_length())
+            assert before == [p.tolist() for _, _, p in cache.compressed_layers[0].storage.store.segments()]
+    assert len(sizes) == 1
+    assert [n + 7 + 11 for n in map(len, before)] == list(sizes.pop())
