@@ -98,10 +98,7 @@ def _before_forward(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[
     if not isinstance(cache, CompressedCache):
         return args, kwargs
     _check_call(model, kwargs)
-    if isinstance(input_ids, Tensor) and input_ids.device != (home := model.get_input_embeddings().weight.device):
-        raise InputError(
-            f"input_ids are on {input_ids.device}, but the model is on {home}: move them with .to('{home}')"
-        )
+    _check_device(model, input_ids)
     cache.note_inputs(input_ids, kwargs.get("attention_mask"))
     cache.start_forward()
     return args, kwargs
@@ -113,6 +110,14 @@ def _after_forward(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[s
     cache = kwargs.get("past_key_values")
     if isinstance(cache, CompressedCache):
         cache.end_forward(model)
+
+
+def _check_device(model: PreTrainedModel, input_ids: Any) -> None:
+    if hasattr(model, "hf_device_map"):  # accelerate moves the inputs of a dispatched model itself
+        return
+    home = model.get_input_embeddings().weight.device
+    if isinstance(input_ids, Tensor) and input_ids.device != home:
+        raise InputError(f"input_ids are on {input_ids.device}, but the model is on {home}: move them with .to('{home}')")
 
 
 def _check_call(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:

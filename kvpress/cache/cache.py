@@ -106,6 +106,13 @@ class CompressedCache(Cache):
         for layer in self.compressed_layers:
             layer.steps_at_eviction = None
 
+    def reset(self) -> None:
+        """Forget all tokens, as if nothing had been read."""
+        super().reset()
+        self.plan.restart()
+        self.prompt_ids = self.prompt_mask = None
+        self._waiting_for_probe = False
+
     def freeze(self) -> None:
         """Evict nothing from here on: what follows is stored in full (a question about a compressed context, say).
 

@@ -88,6 +88,7 @@ class CompressedLayer(CacheLayerMixin):
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        key_states, value_states = key_states.detach(), value_states.detach()  # nothing is learned through a cache
         if self.plan.probing:
             keys, values = self.storage.extended(key_states, value_states)
             self._pending = (keys, values)
@@ -132,7 +133,7 @@ class CompressedLayer(CacheLayerMixin):
         keys, values = self._pending
         self._pending, self.spec = None, spec
         if self.plan.probing:
-            self.evidence.absorb_probe(self, query, keys, values)
+            self.evidence.absorb_probe(self, query.detach(), keys, values)
             return user_attention(query, keys, values, mask)
         n_new = query.shape[2]
         if mask is not None and (n_new > 1 or self.storage.store is None):
@@ -163,7 +164,7 @@ class CompressedLayer(CacheLayerMixin):
         self.storage.append(keys, values, first)
         store = self.storage.store
         assert store is not None
-        grouped = query.unflatten(1, (self.storage.n_heads, self.spec.group))  # [B, H, G, q, D]
+        grouped = query.detach().unflatten(1, (self.storage.n_heads, self.spec.group))  # [B, H, G, q, D]
         options: dict[str, Any] = {
             "scale": self.spec.scale,
             "softcap": self.spec.softcap,
@@ -182,7 +183,7 @@ class CompressedLayer(CacheLayerMixin):
         """Keep what the query law needs of these queries, and cut if this was the end of a chunk or of the prompt."""
         end, prompt = first + query.shape[2], self.plan.prompt_length
         assert prompt is not None
-        self.evidence.collect(self, query, first, in_prompt)
+        self.evidence.collect(self, query.detach(), first, in_prompt)
         if not in_prompt:
             return
         if end >= prompt:

@@ -81,6 +81,12 @@ class Plan:
     clock: Clock = field(default_factory=Clock)
     decisions: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
 
+    def restart(self) -> None:
+        """Forget the turn, the decisions and the times."""
+        self.prompt_length, self.prompt_is_explicit = None, False
+        self.frozen = self.held_all_layers = False
+        self.clock, self.decisions = Clock(), {}
+
     @property
     def evicts(self) -> bool:
         """False when nothing will be looked at or evicted: the budget is the whole prompt, or the cache is frozen."""

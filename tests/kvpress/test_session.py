@@ -167,3 +167,21 @@ def test_a_cache_on_a_detached_model_says_so():
 def test_report_before_anything_ran():
     with pytest.raises(KvpressError, match="nothing to report"), kvpress.compress(tiny("llama"), "full") as session:
         session.report()
+
+
+def test_gradients_may_be_on_and_a_cache_can_be_reset():
+    """A forward pass outside torch.no_grad works, and after reset the same cache gives the same again."""
+    model = tiny("llama")
+    ids, _ = prompts(1, 60)
+    with kvpress.CompressedCache(model, "mii", budget=0.7) as cache:
+        runs = []
+        for _ in range(2):
+            first = model(input_ids=ids, past_key_values=cache).logits[:, -1]
+            second = model(input_ids=ids[:, :1], past_key_values=cache).logits[:, -1]
+            runs.append((first.detach(), second.detach(), cache.report().to_dict()["kept_tokens"]))
+            cache.reset()
+            assert cache.get_seq_length() == 0
+            assert cache.nbytes == 0
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][1], runs[1][1])
+    assert runs[0][2] == runs[1][2]
