@@ -123,7 +123,7 @@ class UnitFeatures:
         return {name: self._stack(values) for name, values in parts.items()}
 
     def vectors(self, head: int, queries: Queries) -> tuple[Tensor, Tensor]:
-        """Mass [G*Q, U] and displacement g [G*Q, U, Dv] of every unit of one head, float32 or wider."""
+        """Mass [G*Q, U] and displacement g [G*Q, U, Dv] of a head's units, float32 or wider, zero where no unit is."""
         group, table, place = self.head(head)
         dtype = torch.float64 if group.keys.dtype == torch.float64 else torch.float32
         at = slice(place, place + 1)
@@ -133,7 +133,8 @@ class UnitFeatures:
             self.spec.scale, self.spec.softcap, sinks,
         )  # fmt: skip
         mass, shift = unit_vectors(probs, group.values[at].to(dtype), table.slots)
-        return mass.flatten(0, 2), shift.flatten(0, 2)
+        absent = self.n_units - mass.shape[-1]
+        return F.pad(mass.flatten(0, 2), (0, absent)), F.pad(shift.flatten(0, 2), (0, 0, 0, absent))
 
     def key_norm(self) -> Tensor:
         """[H, U] L2 norm of the keys, mean over the unit's tokens."""

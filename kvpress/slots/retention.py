@@ -125,7 +125,8 @@ class GreedySet(Retention, kind="greedy_set"):
     """Evict units one by one so that the joint output change |sum_E g|^2 / a_K^2 stays smallest, then improve by swaps.
 
     Single scores drop the cross terms <g_c, g_c'>; a set does not. Cost per evicted unit: proxies x units x head_dim,
-    so it is for blocks, or for short prompts.
+    so it is for blocks, or for short prompts. Never worse than evicting the units of smallest r |g|^2 one for one: the
+    swaps start from that set where it is the better one.
     """
 
     source: ClassVar[str] = "docs/contracts.md (set objective); the identity is arXiv 2606.01563 eq. 4"
@@ -150,9 +151,12 @@ class GreedySet(Retention, kind="greedy_set"):
                 f"use larger blocks, a shorter prompt, or raise max_units"
             )
         weights, mass, shift = view.vectors(self.proxies)
-        state = _EvictedSet(weights, mass, shift, view.eligible)
-        for _ in range(int(view.eligible.sum()) - count):
-            state.evict(int(state.cost_of_evicting().argmin()))
+        n_evicted = int(view.eligible.sum()) - count
+        greedy, single = (_EvictedSet(weights, mass, shift, view.eligible) for _ in range(2))
+        for _ in range(n_evicted):
+            greedy.evict(int(greedy.cost_of_evicting().argmin()))
+        single.evict_smallest(n_evicted)
+        state = greedy if greedy.cost() <= single.cost() else single
         for _ in range(self.swaps):
             if not state.improve_by_swap():
                 break
@@ -186,6 +190,15 @@ class _EvictedSet:
         self.total = self.total + sign * self.shift[:, unit]
         self.cross = self.cross + sign * torch.einsum("pud,pd->pu", self.shift, self.shift[:, unit])
         self.lost = self.lost + sign * self.mass[:, unit]
+
+    def evict_smallest(self, count: int) -> None:
+        """Start with the units whose single displacement sum_u r_u |g|^2 is smallest."""
+        single = (self.weights[:, None] * self.own).sum(0).masked_fill(~self.eligible, torch.inf)
+        units = single.argsort(stable=True)[:count]
+        self.evicted[units] = True
+        self.total = self.shift[:, units].sum(1)
+        self.cross = torch.einsum("pud,pd->pu", self.shift, self.total)
+        self.lost = self.mass[:, units].sum(1)
 
     def improve_by_swap(self) -> bool:
         """Take back the evicted unit whose exchange for the best kept one lowers the objective most."""
