@@ -117,7 +117,9 @@ def _check_device(model: PreTrainedModel, input_ids: Any) -> None:
         return
     home = model.get_input_embeddings().weight.device
     if isinstance(input_ids, Tensor) and input_ids.device != home:
-        raise InputError(f"input_ids are on {input_ids.device}, but the model is on {home}: move them with .to('{home}')")
+        raise InputError(
+            f"input_ids are on {input_ids.device}, but the model is on {home}: move them with .to('{home}')"
+        )
 
 
 def _check_call(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ one by one. Everything that slots see is [H, U] with U the longest head's units;
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -102,6 +102,12 @@ class UnitFeatures:
         _, table, _ = self.head(head)
         chosen = units[: table.starts.numel()]
         return chosen if table.slots is None else torch.repeat_interleave(chosen, table.sizes)
+
+    def units_with(self, test: Callable[[Tensor], Tensor]) -> Tensor:
+        """[H, U] bool: units with a stored token whose position passes `test` ([N] positions -> [N] bool)."""
+        return self._stack(
+            [self._unit_mean(test(g.positions).float(), t).expand(g.keys.shape[0], -1) for g, t in self._pairs()]
+        ).bool()
 
     def statistics(
         self, queries: Queries, names: Collection[str], reducer: str, in_output_space: bool = False

@@ -249,11 +249,7 @@ def _head_view(contract: Contract, scored: Scored, head: int) -> HeadView:
 
 def _protected(contract: Contract, problem: Problem) -> Tensor:
     """[H, U]: units with a protected token; a block is protected as a whole, because it is stored as a whole."""
-    features = problem.features
-    offsets = torch.arange(features.block_size, device=features.starts.device)
-    positions = features.starts[..., None] + offsets
-    mask = contract.protection.mask(positions, problem.n_seen, problem.budget)
-    return (mask & (offsets < features.sizes[..., None])).any(-1) & features.valid
+    return problem.features.units_with(lambda at: contract.protection.mask(at, problem.n_seen, problem.budget))
 
 
 def exposure_counts(features: UnitFeatures, queries: Queries) -> Tensor:

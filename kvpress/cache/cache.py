@@ -174,8 +174,8 @@ class CompressedCache(Cache):
                     record = decision_record(decided[at], problems[at][row], layer.storage.token_bytes)
                     self.plan.decisions[(layer.index, row)] = record
                 layer.storage.keep([row[at].kept for row in decisions], limit)
-                layer.evidence.clear_after_cut()
                 layer.steps_at_eviction = max(layer.seen - self._prompt_end(), 0)
+                layer.evidence.clear_after_cut(layer)
 
     def _prompt_end(self) -> int:
         assert self.plan.prompt_length is not None

@@ -28,18 +28,19 @@ class EvidenceBuffer:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.queries: list[tuple[Tensor, Tensor]] = []  # [B, Hq, q, D] and their columns [q]
-        self.last: tuple[Tensor, int] | None = None  # the newest prompt query [B, Hq, 1, D] and its column
+        self.last: tuple[Tensor, Tensor] | None = None  # the newest queries [B, Hq, m, D] and their columns [m]
         self.carried: list[CarriedStatistics] = []  # per row
 
     @property
     def nbytes(self) -> int:
-        tensors = [t for pair in self.queries for t in pair] + ([self.last[0]] if self.last else [])
+        tensors = [t for pair in [*self.queries, *([self.last] if self.last else [])] for t in pair]
         return sum(t.numel() * t.element_size() for t in tensors) + sum(c.nbytes for c in self.carried)
 
     def collect(self, layer: CompressedLayer, query: Tensor, first: int, in_prompt: bool) -> None:
         """Keep what the query law may need of the queries [B, Hq, q, D] at columns first, first + 1, ..."""
         plan, law = self.plan, self.plan.contract.query_law
-        if not plan.evicts:
+        expected = in_prompt or plan.contract.schedule.expects_eviction(layer.steps_at_eviction)
+        if not plan.evicts or not expected:
             return
         assert plan.prompt_length is not None
         columns = torch.arange(first, first + query.shape[2])
@@ -47,10 +48,11 @@ class EvidenceBuffer:
             query, columns = query[:, :, columns < plan.prompt_length], columns[columns < plan.prompt_length]
         if query.shape[2] == 0:
             return
-        if in_prompt or plan.evicts_in_decode:
-            self.last = (query[:, :, -1:].clone(), int(columns[-1]))
+        # of a draft any token may turn out to be the newest one
+        newest = 1 if in_prompt else DRAFT_SLACK
+        self.last = (query[:, :, -newest:].clone(), columns[-newest:])
         wanted_here = law.origin == "stream" if in_prompt else law.origin in ("stream", "first_decode_steps")
-        if not plan.contract.ranking.statistics or not wanted_here or not (in_prompt or plan.evicts_in_decode):
+        if not plan.contract.ranking.statistics or not wanted_here:
             return
         if in_prompt:
             per_chunk = plan.contract.schedule.evicts_between_chunks
@@ -86,8 +88,8 @@ class EvidenceBuffer:
             queries = self._queries(layer, vectors, positions, weights)
         last = None
         if self.last is not None:
-            position = torch.tensor([self.last[1] - offset])
-            last = self._queries(layer, self.last[0][row], position, torch.ones(1))
+            vectors, columns = self.last[0][row, :, -1:], self.last[1][-1:]
+            last = self._queries(layer, vectors, columns - offset, torch.ones(1))
         return queries, carried, last
 
     @staticmethod
@@ -144,9 +146,11 @@ class EvidenceBuffer:
             carried.append(CarriedStatistics.of(statistics, features, total_weight(problem)))
         self.carried = carried
 
-    def clear_after_cut(self) -> None:
-        """Forget what the next eviction must not see again."""
-        if not self.plan.evicts_in_decode:
+    def clear_after_cut(self, layer: CompressedLayer) -> None:
+        """Forget everything unless another eviction of this turn will read it again."""
+        assert self.plan.prompt_length is not None
+        in_prompt = layer.seen < self.plan.prompt_length
+        if not in_prompt and not self.plan.contract.schedule.expects_eviction(layer.steps_at_eviction):
             self.clear()
 
     def clear(self) -> None:
@@ -155,10 +159,11 @@ class EvidenceBuffer:
 
     def truncate(self, column: int) -> None:
         """Forget queries at or behind a column."""
-        kept = [
-            (query[:, :, (columns < column).to(query.device)], columns[columns < column])
-            for query, columns in self.queries
-        ]
+        pairs = [*self.queries, *([self.last] if self.last else [])]
+        kept = [(query[:, :, (at < column).to(query.device)], at[at < column]) for query, at in pairs]
+        if self.last is not None:
+            newest = kept.pop()
+            self.last = newest if newest[1].numel() else None
         self.queries = [pair for pair in kept if pair[1].numel()]
 
     def select_rows(self, rows: list[int]) -> None:

@@ -54,7 +54,7 @@ class PackedStore:
     @property
     def token_bytes(self) -> int:
         """Bytes of one stored token in one head, position included."""
-        return sum(t[:1].numel() * t.element_size() for t in (self.keys, self.values, self.positions))
+        return sum(t.shape[1:].numel() * t.element_size() for t in (self.keys, self.values, self.positions))
 
     def segment(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Views of one segment's keys [n, D], values [n, Dv] and positions [n]."""

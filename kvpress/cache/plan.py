@@ -108,4 +108,4 @@ class Plan:
     @property
     def evicts_in_decode(self) -> bool:
         """Whether queries of decode steps may be evidence of a later eviction."""
-        return self.evicts and self.contract.schedule.kind in ("after_decode_steps", "every_decode_steps")
+        return self.evicts and self.contract.schedule.evicts_in_decode

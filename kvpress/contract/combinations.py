@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kvpress.errors import ContractError
 from kvpress.slots.access import Aggregate
 from kvpress.slots.budget import Fraction
-from kvpress.slots.query_law import FirstDecodeSteps
+from kvpress.slots.query_law import FirstDecodeSteps, TailAnchors
 from kvpress.slots.schedule import AfterDecodeSteps, EndOfPrefill, PerPrefillChunk
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ def _schedule(c: Contract) -> str | None:
         )
     if law.origin in ("reconstruction", "oracle") and not isinstance(schedule, EndOfPrefill):
         return f"query_law '{law.kind}' reads the full cache once, so it needs schedule 'end_of_prefill', not '{schedule.kind}'"
+    if isinstance(law, TailAnchors) and law.anchors and not law.spans and not isinstance(schedule, EndOfPrefill):
+        return (
+            "query_law 'tail_anchors' spreads its anchors over the tokens seen so far, and the queries at new places are "
+            f"gone under schedule '{schedule.kind}': give 'spans', or anchors 0"
+        )
     if isinstance(schedule, PerPrefillChunk) and (c.allocation.needs_all_layers or _scope_of(c) == "model"):
         return (
             "schedule 'per_prefill_chunk' cuts each layer at once, but this allocation or scope needs all layers first"
@@ -89,6 +94,8 @@ def _scope(c: Contract) -> str | None:
         return f"access scope '{scope}' gives heads the same scores, so allocation '{c.allocation.kind}' has nothing to divide"
     if scope == "model" and c.allocation.kind != "uniform":
         return "access scope 'model' keeps one set in all layers, which needs allocation 'uniform'"
+    if scope == "model" and c.ranking.kind == "criticalkv":
+        return "ranking 'criticalkv' has two stages, which scope 'model' cannot add up over layers: use scope 'head' or 'layer'"
     if scope != "head" and c.retention.kind in ("greedy_set", "grouped_reserve"):
         return f"retention '{c.retention.kind}' decides per KV head: use access scope 'head'"
     if scope == "model" and c.retention.kind == "blocks_token_fill":

@@ -27,7 +27,7 @@ class Aggregate(Access, kind="aggregate"):
         not up for decision: they keep their own exposure and lend none to their neighbours.
     debias: divide by the weight of the queries that could see the unit (T - i for cumulative attention).
     query_reducer: over queries; `mean` divides by the total weight, `max` is KVzip's.
-    head_reducer: over the query heads of a KV head, and over KV heads and layers in a wider scope.
+    head_reducer: over the query heads of a KV head, and over KV heads in a wider scope; layers are always summed (eq. 11).
     scope: `head` lets each KV head decide, `layer` gives all heads of a layer one set, `model` gives all layers one set.
     layers, layer_weights: which layers speak in scope `model`, and their beta (all, 1 by default).
     """
@@ -52,6 +52,8 @@ class Aggregate(Access, kind="aggregate"):
             raise ValueError("'debias' divides a sum by a count, which has no meaning after query_reducer 'max'")
         if self.layers and self.scope != "model":
             raise ValueError("'layers' chooses who speaks in scope 'model'; this scope lets every layer decide itself")
+        if len(set(self.layers)) != len(self.layers) or min(self.layers, default=0) < 0:
+            raise ValueError("'layers' are counted from 0, each named once")
         if self.layer_weights and len(self.layer_weights) != len(self.layers):
             raise ValueError("'layer_weights' needs one weight for each of 'layers'")
         return self
@@ -68,7 +70,7 @@ class Aggregate(Access, kind="aggregate"):
         return torch.where(eligible[:, None], pooled, exposure)
 
     def reduce_heads(self, scores: Tensor, dim: int) -> Tensor:
-        """Reduce over heads (or over layers) with `head_reducer`."""
+        """Reduce over heads with `head_reducer`."""
         if self.head_reducer == "max":
             return scores.amax(dim)
         return scores.sum(dim) if self.head_reducer == "sum" else scores.mean(dim)

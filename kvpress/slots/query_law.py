@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from kvpress.slots.base import Choice
@@ -76,6 +76,13 @@ class TailAnchors(QueryLaw, kind="tail_anchors"):
     tau: float = Field(default=16.0, gt=0)
     anchors: int = Field(default=8, ge=0)
     spans: tuple[tuple[int, int], ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> TailAnchors:
+        for start, end in self.spans:
+            if not 0 <= start < end:
+                raise ValueError(f"span [{start}, {end}) is empty or negative")
+        return self
 
     def weights(self, positions: Tensor, n_seen: int) -> Tensor:
         tail = positions >= max(n_seen - self.window, 0)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class OutputChange(Ranking):
     """sum_u r_u |g_c|^2 / (1 - a_c)^(2 alpha), the family of NoLev (alpha 0) and MII (alpha 1).
 
-    `norm_space: output` measures |W_O g_c| in the residual stream instead of |g_c| in the head's value space; the sum
-    over grouped query heads is then an upper bound of the layer's change (diagnostic in docs/contracts.md).
+    `norm_space: output` measures |W_O g_c| in the residual stream instead of |g_c| in the head's value space, one query
+    head at a time: cross terms between heads are left out.
     """
 
     norm_space: Literal["value", "output"] = "value"

@@ -14,6 +14,11 @@ class Schedule(Choice, slot="schedule"):
 
     evicts_at_prefill_end: ClassVar[bool] = True
     evicts_between_chunks: ClassVar[bool] = False
+    evicts_in_decode: ClassVar[bool] = False
+
+    def expects_eviction(self, steps_at_last_eviction: int | None) -> bool:
+        """Whether decode steps may still end in an eviction, so that their queries must be kept."""
+        return self.evicts_in_decode
 
     def due(self, decode_steps: int, steps_at_last_eviction: int | None) -> bool:
         """Whether to evict before the next decode step.
@@ -43,7 +48,11 @@ class AfterDecodeSteps(Schedule, kind="after_decode_steps"):
 
     source: ClassVar[str] = "arXiv 2605.08234 section 2, Stage I repair"
     evicts_at_prefill_end: ClassVar[bool] = False
+    evicts_in_decode: ClassVar[bool] = True
     n: int = Field(default=8, ge=1)
+
+    def expects_eviction(self, steps_at_last_eviction: int | None) -> bool:
+        return steps_at_last_eviction is None
 
     def due(self, decode_steps: int, steps_at_last_eviction: int | None) -> bool:
         return steps_at_last_eviction is None and decode_steps >= self.n
@@ -53,6 +62,7 @@ class EveryDecodeSteps(Schedule, kind="every_decode_steps"):
     """At the end of the prompt and again every n decode steps, so that a long answer stays within the budget."""
 
     source: ClassVar[str] = "arXiv 2306.14048 (H2O) evicts at every step; n > 1 amortises it"
+    evicts_in_decode: ClassVar[bool] = True
     n: int = Field(default=64, ge=1)
 
     def due(self, decode_steps: int, steps_at_last_eviction: int | None) -> bool:

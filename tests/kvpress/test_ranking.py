@@ -35,9 +35,11 @@ class Layer:
         self.query = 2 * normal(HEADS, GROUP, TOKENS, DIM)  # one for every position
         self.keys, self.values = normal(HEADS, TOKENS, DIM), normal(HEADS, TOKENS, VALUE_DIM)
         self.output_weight = normal(HEADS, GROUP, VALUE_DIM, HIDDEN)
+        self.softcap: float | None = None
+        self.sinks: Tensor | None = None  # [H, G]
 
     def problem(self, contract: Contract, budget: int = TOKENS, index: int = 0, place: int = 0, n_layers: int = 1) -> Problem:
-        spec = LayerSpec(index=index, group=GROUP, scale=SCALE, output_weight=self.output_weight)
+        spec = LayerSpec(index, GROUP, SCALE, self.softcap, self.sinks, self.output_weight)
         groups = [HeadGroup(self.keys, self.values, torch.arange(TOKENS))]
         features = UnitFeatures(spec, groups, contract.granularity.block_size)
         positions = torch.arange(TOKENS)
@@ -53,9 +55,14 @@ class Layer:
     def attention(self, h: int, g: int, u: int, without: tuple[int, ...] = ()) -> Tensor:
         """[N] attention of the query at position u over the tokens up to u, those in `without` taken out."""
         logits = SCALE * self.keys[h] @ self.query[h, g, u]
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
         hidden = torch.arange(TOKENS) > u
         hidden[list(without)] = True
-        return torch.softmax(logits.masked_fill(hidden, -torch.inf), 0).nan_to_num(0.0)
+        logits = logits.masked_fill(hidden, -torch.inf)
+        if self.sinks is not None:
+            return torch.softmax(torch.cat([logits, self.sinks[h, g].view(1)]), 0)[:-1]
+        return torch.softmax(logits, 0).nan_to_num(0.0)
 
     def change(self, h: int, g: int, u: int, unit: tuple[int, ...], in_output_space: bool = False) -> float:
         """Squared change of the output of one query head when the unit is taken out of the cache."""
@@ -153,6 +160,16 @@ def test_change_of_the_residual_stream_with_a_singular_output_weight():
     layer.output_weight[1, 1] = 0
     expected = over_heads(mean_over_window(lambda h, g, u, c: layer.change(h, g, u, c, True)), UNITS["token"]).mean(1)
     same(layer.scores(contract({"kind": "mii", "norm_space": "output"})), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("ranking", ["mass", "mii", {"kind": "mii", "norm_space": "output"}], ids=str)
+def test_softcap_and_learned_sinks_reach_every_head(ranking):
+    """Gemma-2 caps its logits; gpt-oss adds a logit of its own per query head to the denominator."""
+    layer = Layer(2)
+    layer.softcap, layer.sinks = 1.5, torch.tensor([[2.0, -1.0], [0.5, 3.0]], dtype=torch.float64)
+    space = isinstance(ranking, dict)
+    formula = layer.mass if ranking == "mass" else lambda h, g, u, unit: layer.change(h, g, u, unit, space)
+    same(layer.scores(contract(ranking)), over_heads(mean_over_window(formula), UNITS["token"]).mean(1), rtol=1e-8)
 
 
 # --- rankings that weigh the mass ----------------------------------------------------------------------------------

@@ -252,6 +252,63 @@ def test_token_fill_spends_exactly_what_whole_blocks_leave(access):
         assert torch.equal(filled.kept[0], filled.kept[1])
 
 
+def raw_attention(n_tokens: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Attention [H, G, n, n] and displacement g [H, G, n, n, Dv] of the tensors of `problem_of`, by their definitions."""
+    group, queries = (p := problem_of(Contract(), n_tokens, 1, seed)).features.groups[0], p.queries.vectors
+    logits = torch.einsum("hgqd,hnd->hgqn", queries, group.keys).double() * 0.5
+    mass = torch.softmax(logits.masked_fill(torch.arange(n_tokens) > torch.arange(n_tokens)[:, None], -torch.inf), -1)
+    output = torch.einsum("hgqn,hnd->hgqd", mass, group.values.double())
+    return mass, mass[..., None] * (group.values.double()[:, None, None] - output[..., None, :])
+
+
+def test_greedy_set_of_a_whole_decision():
+    """The last `proxies` queries of every query head with their own weights; a plain greedy search finds the same set."""
+    n, n_kept, proxies = 9, 5, 3
+    law = {"kind": "tail_anchors", "window": 4, "tau": 0.7, "anchors": 0}
+    found = decided(Contract.build({"query_law": law, "retention": {"kind": "greedy_set", "proxies": proxies}}), n, n_kept)
+    mass, shift = raw_attention(n)
+    weights = torch.tensor([2.718281828459045 ** (-(n - 1 - u) / 0.7) for u in range(n - proxies, n)]).double()
+    for h in range(2):
+        case = (weights.repeat(2), mass[h, :, -proxies:].flatten(0, 1), shift[h, :, -proxies:].flatten(0, 1))
+        single = (case[0][:, None] * case[2].square().sum(-1)).sum(0)
+        by_single = set(single.argsort()[: n - n_kept].tolist())
+        evicted: set[int] = set()
+        for _ in range(n - n_kept):
+            evicted.add(min(set(range(n)) - evicted, key=lambda i: joint_change(case, evicted | {i})))
+        evicted = min(evicted, by_single, key=lambda e: joint_change(case, e))
+        while True:
+            swaps = [evicted - {out} | {into} for out in evicted for into in set(range(n)) - evicted]
+            better = min(swaps, key=lambda e: joint_change(case, e))
+            if joint_change(case, better) >= joint_change(case, evicted) * (1 - 1e-6):
+                break
+            evicted = better
+        assert set(found.kept[h].tolist()) == set(range(n)) - evicted
+
+
+def test_grouped_reserve_of_a_whole_decision():
+    """The window is cut into consecutive groups of queries; each ranks the tokens by its own mean attention."""
+    n, n_kept = 20, 8
+    rule = {"kind": "grouped_reserve", "groups": 2, "share": 0.75}
+    found = decided(Contract.build({"query_law": {"kind": "tail", "window": 6}, "retention": rule}), n, n_kept)
+    mass, _ = raw_attention(n)
+    for h in range(2):
+        chosen: list[int] = []
+        for queries, room in ((slice(14, 17), 3), (slice(17, 20), 3), (slice(14, 20), 2)):
+            mean = mass[h, :, queries].mean((0, 1))
+            left = [i for i in range(n) if i not in chosen]
+            chosen += sorted(left, key=lambda i, m=mean: -m[i])[:room]
+        assert found.kept[h].tolist() == sorted(chosen)
+
+
+def test_more_groups_than_queries():
+    """A group without queries has nothing to reserve for; it must not vote for the earliest tokens."""
+    n, n_kept = 30, 8
+    rule = {"kind": "grouped_reserve", "groups": 4, "share": 1.0}
+    found = decided(Contract.build({"query_law": {"kind": "tail", "window": 1}, "retention": rule}), n, n_kept)
+    plain = decided(Contract.build({"query_law": {"kind": "tail", "window": 1}}), n, n_kept)
+    assert all(torch.equal(a, b) for a, b in zip(found.kept, plain.kept, strict=True))
+
+
 def test_a_block_with_one_protected_token_is_protected_as_a_whole():
     contract = in_blocks("strict_blocks", protection={"kind": "standard", "sinks": 1, "recent": 3})
     decision = decided(contract, 30, 14)
@@ -261,6 +318,15 @@ def test_a_block_with_one_protected_token_is_protected_as_a_whole():
         assert tokens.numel() == 14
     with pytest.raises(ContractError, match="protection of 10"):
         decided(contract, 30, 9)
+
+
+def test_a_block_of_which_the_first_half_is_gone_is_still_protected():
+    """Its tokens are looked at, not the positions that a whole block would have."""
+    contract = in_blocks("strict_blocks", protection={"kind": "standard", "spans": [[6, 8]]})
+    stored = [torch.tensor([0, 1, 2, 3, 6, 7, 8, 9])] * 2
+    for seed in range(5):
+        for tokens in decided(contract, 10, 4, seed, stored).kept:
+            assert {6, 7} <= set(stored[0][tokens].tolist())
 
 
 def test_everything_fits():

@@ -202,3 +202,50 @@ def test_several_questions_from_one_frozen_context():
             assert before == [p.tolist() for _, _, p in cache.compressed_layers[0].storage.store.segments()]
     assert len(sizes) == 1
     assert [n + 7 + 11 for n in map(len, before)] == list(sizes.pop())
+
+
+def test_queries_do_not_pile_up_after_a_delayed_eviction():
+    """Once the only eviction of a turn is over, its queries are let go and no new ones are kept."""
+    model = tiny("llama")
+    contract = small(
+        "snapkv",
+        query_law={"kind": "first_decode_steps", "n": 4},
+        schedule={"kind": "after_decode_steps", "n": 4},
+    )
+    with kvpress.compress(model, contract) as session:
+        model.generate(input_ids=prompts(1, 64)[0], **{**GREEDY, "max_new_tokens": 30})
+    for layer in session.cache.compressed_layers:
+        assert layer.evidence.nbytes == 0
+
+
+@pytest.mark.parametrize("name", ["snapkv", "h2o"])
+def test_eviction_between_chunks_carries_the_evidence_on(name):
+    """A budget that never binds before the last chunk gives the set of a prefill in one piece."""
+    model = tiny("llama", torch.float64)
+    budget = {"kind": "tokens", "value": 44}
+    law = {"kind": "tail", "window": 24} if name == "snapkv" else {"kind": "all"}
+    ids, _ = prompts(1, 56)
+    sets = []
+    for schedule, chunk in (("end_of_prefill", None), ("per_prefill_chunk", 12)):
+        contract = small(name, budget=budget, query_law=law, schedule={"kind": schedule})
+        options = {} if chunk is None else {"prefill_chunk_size": chunk}
+        with kvpress.compress(model, contract) as session:
+            model.generate(input_ids=ids, **{**GREEDY, "max_new_tokens": 1}, **options)
+        sets.append(session.cache.report().to_dict()["layers"][0])
+        sets[-1]["kept"] = kept(session)[0]
+    # the cut at 48 tokens drops four of them before the last queries have spoken; the rest must agree
+    common = [len(set(a) & set(b)) for a, b in zip(sets[0]["kept"], sets[1]["kept"], strict=True)]
+    assert min(common) >= 40
+
+
+def test_eta_proj_is_measured_with_an_accepted_query():
+    """After a rejected draft the newest query is the last accepted one."""
+    model = tiny("llama")
+    contract = small("snapkv", schedule={"kind": "every_decode_steps", "n": 50})
+    with torch.no_grad(), kvpress.CompressedCache(model, contract) as cache:
+        model(input_ids=prompts(1, 64)[0], past_key_values=cache)
+        model(input_ids=prompts(1, 5)[0], past_key_values=cache)
+        cache.crop(-3)
+        for layer in cache.compressed_layers:
+            assert int(layer.evidence.last[1][-1]) == 65 == layer.seen - 1
+            assert all(int(columns.max()) <= 65 for _, columns in layer.evidence.queries)
