@@ -7,6 +7,7 @@ that tells the cache where the prompt ends. Attachments are counted, so that sev
 from __future__ import annotations
 
 import functools
+import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ from kvpress.prompt import context_length
 
 if TYPE_CHECKING:
     from kvpress.session import Session
+
+
+#: what the name of a wrapped attention implementation begins with
+PREFIX = "kvpress_"
 
 
 @dataclass
@@ -68,11 +73,23 @@ def detach(model: PreTrainedModel) -> None:
         _wrapped_configs[id(config)] -= 1
         if not _wrapped_configs[id(config)]:
             del _wrapped_configs[id(config)]
-            config._attn_implementation_internal = name
+            if (config._attn_implementation or "").startswith(PREFIX):  # else the user has chosen another one meanwhile
+                config._attn_implementation_internal = name
+
+
+def is_attached(model: PreTrainedModel) -> bool:
+    """Whether anyone is attached to the model."""
+    return id(model) in _attached
+
+
+def _sessions(model: PreTrainedModel) -> list[Session]:
+    """Open sessions on a model; a copy of an attached model has none."""
+    state = _attached.get(id(model))
+    return state.sessions if state is not None else []
 
 
 def _wrap_attention(model: PreTrainedModel, state: Attachment) -> None:
-    from kvpress.attention import PREFIX, wrapped_name
+    from kvpress.attention import wrapped_name
 
     configs = {
         id(m.config): m.config
@@ -90,9 +107,10 @@ def _wrap_attention(model: PreTrainedModel, state: Attachment) -> None:
 def _before_forward(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     from kvpress.cache import CompressedCache
 
-    cache = kwargs.get("past_key_values")
-    sessions = _attached[id(model)].sessions
-    input_ids = kwargs.get("input_ids", args[0] if args else None)
+    kwargs = {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs}
+    args = ()
+    cache, input_ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+    sessions = _sessions(model)
     if cache is None and sessions and kwargs.get("use_cache") is not False and not model.training:
         cache = kwargs["past_key_values"] = sessions[-1].new_cache()
     if not isinstance(cache, CompressedCache):
@@ -139,11 +157,11 @@ def _generate(model: PreTrainedModel, generate: Any, *args: Any, **kwargs: Any) 
     """`model.generate` while attached: gives the session's cache, and tells it where the prompt ends."""
     from kvpress.cache import CompressedCache
 
-    sessions = _attached[id(model)].sessions
+    sessions = _sessions(model)
     cache = kwargs.get("past_key_values")
-    config = kwargs.get("generation_config")
+    config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or model.generation_config
     if cache is None and sessions:
-        if kwargs.get("use_cache") is False or getattr(config, "use_cache", None) is False:
+        if kwargs.get("use_cache") is False:
             raise InputError(
                 "use_cache=False leaves nothing to compress: drop it, or leave the kvpress.compress context"
             )
@@ -159,13 +177,20 @@ def _generate(model: PreTrainedModel, generate: Any, *args: Any, **kwargs: Any) 
     if not isinstance(cache, CompressedCache):
         return generate(*args, **kwargs)
     _check_call(model, kwargs)
+    if kwargs.get("use_cache") is None and config.use_cache is False:
+        kwargs["use_cache"] = True  # a saved default of many models; who compresses a cache wants one
     if getattr(config, "output_attentions", None):
         _check_call(model, {"output_attentions": True})
     length = _prompt_length(args, kwargs)
     _check_context(model, length)
+    before = cache.prompt_length, cache.get_seq_length()
     cache.begin_prompt(length)
-    with explain_out_of_memory(cache, length):
-        return generate(*args, **kwargs)
+    try:
+        with explain_out_of_memory(cache, length):
+            return generate(*args, **kwargs)
+    finally:
+        if cache.get_seq_length() == before[1]:  # refused before the first forward pass: no prompt was read
+            cache.plan.prompt_length = before[0]
 
 
 def _prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

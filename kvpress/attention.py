@@ -8,7 +8,6 @@ anything else goes to X unchanged, so that an attached model without a compresse
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,20 +16,21 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from kvpress.attach import PREFIX
 from kvpress.cache.layer import HANDLE
 from kvpress.errors import UnsupportedModelError
 from kvpress.evidence import LayerSpec
-
-PREFIX = "kvpress_"
-
-#: output projections as [Hq, Dv, hidden], computed once per attention module
-_output_weights: weakref.WeakKeyDictionary[nn.Module, Tensor] = weakref.WeakKeyDictionary()
 
 
 def wrapped_name(implementation: str) -> str:
     """Register the wrapper of an attention implementation and return its name."""
     name = PREFIX + implementation
     if name not in AttentionInterface._global_mapping:
+        if implementation not in AttentionMaskInterface._global_mapping:
+            raise UnsupportedModelError(
+                f"attention implementation '{implementation}' has no mask function in transformers' registry, so padding "
+                f"could not be told apart: register one with AttentionMaskInterface.register"
+            )
         AttentionInterface.register(name, _make(implementation))
         # without a mask function of its own the name would get no mask at all, and padding would be attended
         AttentionMaskInterface.register(name, AttentionMaskInterface._global_mapping[implementation])
@@ -84,16 +84,13 @@ def _users_function(implementation: str, module: nn.Module) -> Callable[..., tup
 
 
 def _output_weight(module: nn.Module, n_query_heads: int) -> Tensor:
-    """W_O of an attention module as one [Dv, hidden] matrix per query head: [Hq, Dv, hidden]."""
-    if module not in _output_weights:
-        projection = next(
-            (getattr(module, name) for name in ("o_proj", "out_proj", "dense", "c_proj") if hasattr(module, name)), None
+    """W_O of an attention module as one [Dv, hidden] matrix per query head: [Hq, Dv, hidden], a view."""
+    names = ("o_proj", "out_proj", "dense", "c_proj")
+    projection = next((getattr(module, name) for name in names if hasattr(module, name)), None)
+    weight = getattr(projection, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.dtype.is_floating_point:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has no plain output projection (W_O), which this ranking reads: "
+            f"use a ranking in value space, for example mii or vatp"
         )
-        weight = getattr(projection, "weight", None)
-        if not isinstance(weight, Tensor) or not weight.dtype.is_floating_point:
-            raise UnsupportedModelError(
-                f"{type(module).__name__} has no plain output projection (W_O), which this ranking reads: "
-                f"use a ranking in value space, for example mii or vatp"
-            )
-        _output_weights[module] = weight.detach().T.unflatten(0, (n_query_heads, -1))
-    return _output_weights[module]
+    return weight.detach().T.unflatten(0, (n_query_heads, -1))

@@ -212,6 +212,18 @@ class CarriedStatistics:
         tensors = [*self.starts, *(t for head in self.values for t in head.values())]
         return sum(t.numel() * t.element_size() for t in tensors)
 
+    @classmethod
+    def empty(cls, n_heads: int, device: torch.device) -> CarriedStatistics:
+        """Nothing seen yet."""
+        return cls([torch.empty(0, dtype=torch.long, device=device)] * n_heads, [{} for _ in range(n_heads)])
+
+    def keep(self, positions: Sequence[Tensor], block_size: int) -> None:
+        """Forget the units of which nothing is stored any more; positions: [n] per KV head."""
+        for head, stored in enumerate(positions):
+            alive = torch.isin(self.starts[head], stored // block_size * block_size)
+            self.starts[head] = self.starts[head][alive]
+            self.values[head] = {name: value[:, alive] for name, value in self.values[head].items()}
+
     def merge_into(self, statistics: dict[str, Tensor], features: UnitFeatures, reducer: str) -> dict[str, Tensor]:
         """Add the carried statistics to fresh ones [H, G, U] of the units at hand."""
         for head, (starts, values) in enumerate(zip(self.starts, self.values, strict=True)):

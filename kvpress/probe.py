@@ -29,8 +29,10 @@ def run_probe(model: PreTrainedModel, cache: CompressedCache) -> None:
             f"query_law '{cache.contract.query_law.kind}' needs the prompt as input_ids, not as inputs_embeds"
         )
     mask = cache.prompt_mask if cache.prompt_mask is not None else torch.ones_like(prompt)
-    mask = mask.to(prompt.device)
-    for ids, valid in _texts(cache, model, prompt, mask.bool()):
+    mask = mask.to(prompt.device).clone()
+    end = cache.plan.prompt_length
+    prompt, mask[:, end:] = prompt[:, :end], 0  # a draft was read along with the prompt: it is no context
+    for ids, valid in _texts(cache, model, prompt, mask[:, :end].bool()):
         # padding inside the probe must not be attended by the probe's later queries
         full_mask = torch.cat([mask, valid.to(mask)], 1)
         positions = (full_mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -53,9 +55,15 @@ def _texts(
     if not isinstance(law, Reconstruction):
         reference = cache.reference
         assert reference is not None
-        if reference.shape[0] != prompt.shape[0]:
-            raise InputError(f"reference has {reference.shape[0]} rows, but the prompt has {prompt.shape[0]}")
-        reference = reference.to(prompt.device)
+        if reference.dim() != 2 or prompt.shape[0] % reference.shape[0]:
+            raise InputError(
+                f"reference has shape {list(reference.shape)}, but the prompt has {prompt.shape[0]} rows: give ids [B, m]"
+            )
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        if not 0 <= int(reference.min()) <= int(reference.max()) < vocabulary:
+            raise InputError(f"reference holds ids outside the model's vocabulary of {vocabulary:,} tokens")
+        # beams and several returned sequences repeat the rows of a prompt
+        reference = reference.to(prompt.device).repeat_interleave(prompt.shape[0] // reference.shape[0], 0)
         yield reference, torch.ones_like(reference, dtype=torch.bool)
         return
     # chunks are counted from each row's first real token, so that a padded row is asked what it is asked alone

@@ -28,7 +28,8 @@ class Report:
             f"kept {d['kept_tokens']:.1f} of {d['seen_tokens']:.1f} tokens per KV head and row, "
             f"{d['cache_bytes'] / 2**20:.2f} of {d['full_bytes'] / 2**20:.2f} MiB ({d['byte_share']:.1%}; index "
             f"{d['index_bytes'] / 2**20:.2f}, slack {d['slack_bytes'] / 2**20:.2f})",
-            f"peak: {d['peak']}",
+            f"peak: {d['peak']}"
+            + (f"; {d['turns_kept_in_full']} later prompts kept in full" if d["turns_kept_in_full"] else ""),
             "seconds: "
             + ", ".join(f"{k} {v:.3f}" for k, v in d["seconds"].items())
             + f" ({d['decode_steps']} decode steps)",
@@ -102,6 +103,7 @@ def make_report(cache: CompressedCache) -> Report:
             "peak": "all layers in full (the decision needs every layer)"
             if plan.held_all_layers
             else "one layer in full beside the compressed rest",
+            "turns_kept_in_full": plan.turns_in_full,
             "seconds": plan.clock.to_dict(),
             "decode_steps": plan.clock.decode_steps,
             "layers": [
@@ -148,7 +150,7 @@ def _layer_rows(decisions: dict[tuple[int, int], dict[str, Any]], layer: Compres
 
 def _seen(layer: CompressedLayer) -> list[int]:
     """Real tokens seen, per row."""
-    return [layer.seen - offset for offset in layer.storage.offsets]
+    return [layer.storage.real_tokens(row, layer.seen) for row in range(layer.storage.n_rows)]
 
 
 def _shorten(words: list[str], width: int) -> str:

@@ -33,13 +33,17 @@ def check_model(model: PreTrainedModel) -> None:
         )
     if getattr(text, "num_kv_shared_layers", 0):
         raise UnsupportedModelError(f"{name} shares keys and values between layers, which is not supported")
-    if not getattr(text, "num_key_value_heads", None):
+    if not _has_kv_heads(text):
         raise UnsupportedModelError(
             f"{name} names no num_key_value_heads; models with ordinary (grouped-query) attention are supported"
         )
     if not (model._supports_attention_backend or model._can_set_attn_implementation()):
         raise UnsupportedModelError(
             f"{name} does not use transformers' attention interface, so its attention cannot be served"
+        )
+    if "flex" in (config._attn_implementation or ""):
+        raise UnsupportedModelError(
+            f"{name} runs flex_attention, whose block masks the compressed cache cannot read: use sdpa, eager or flash attention"
         )
     layers, _ = _own_layers(model)
     odd = sorted({type(layer).__name__ for layer in layers if not _is_attention(layer)})
@@ -55,6 +59,19 @@ def check_model(model: PreTrainedModel) -> None:
             f"{name} is a hybrid with layers that are no ordinary attention ({', '.join(kinds or odd)}); "
             f"only full and sliding-window attention layers are supported"
         )
+
+
+def kv_heads(config: Any, layer: int) -> int:
+    """KV heads of a layer, from the layer's own config where a model's layers differ."""
+    own = getattr(config, "per_layer_config", None)
+    return int((own[layer] if own else config).num_key_value_heads)
+
+
+def _has_kv_heads(config: Any) -> bool:
+    try:
+        return kv_heads(config, 0) > 0
+    except (AttributeError, TypeError):
+        return False
 
 
 def cache_layers(model: PreTrainedModel) -> tuple[list[Any], list[int]]:

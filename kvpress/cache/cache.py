@@ -16,13 +16,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from kvpress.attach import attach, detach
-from kvpress.cache.layer import CompressedLayer
+from kvpress.attach import attach, detach, is_attached
+from kvpress.cache.layer import HANDLE_LOST, CompressedLayer
 from kvpress.cache.plan import Plan
 from kvpress.contract import Contract, resolve
+from kvpress.errors import KvpressError, UnsupportedModelError
 from kvpress.report import Report, decision_record, make_report
 from kvpress.selection import decide, score
-from kvpress.support import cache_layers, check_contract_fits
+from kvpress.support import cache_layers, check_contract_fits, kv_heads
 
 
 class CompressedCache(Cache):
@@ -55,7 +56,7 @@ class CompressedCache(Cache):
         layers, self.compressed = cache_layers(model)
         check_contract_fits(self.contract, model, self.compressed, reference)
         config = model.config.get_text_config(decoder=True)
-        self.plan = Plan(self.contract, len(self.compressed), len(self.compressed) * config.num_key_value_heads)
+        self.plan = Plan(self.contract, len(self.compressed), sum(kv_heads(config, index) for index in self.compressed))
         for place, index in enumerate(self.compressed):
             layers[index] = CompressedLayer(self.plan, self, index, place)
         super().__init__(layers=layers)
@@ -64,11 +65,18 @@ class CompressedCache(Cache):
         self.prompt_mask: Tensor | None = None
         self._waiting_for_probe = False
         attach(model)
+        self._model = weakref.ref(model)
         self._detach = weakref.finalize(self, detach, model)
 
     def close(self) -> None:
         """Stop serving: the model is as it was before. The stored tensors stay readable."""
         self._detach()
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the model is attached, by this cache or by anyone else."""
+        model = self._model()
+        return model is not None and is_attached(model)
 
     def __enter__(self) -> CompressedCache:
         return self
@@ -82,11 +90,15 @@ class CompressedCache(Cache):
         return [self.layers[index] for index in self.compressed]
 
     @property
+    def _other_layers(self) -> list[Any]:
+        """The sliding-window layers, which are transformers' own."""
+        return [layer for index, layer in enumerate(self.layers) if index not in set(self.compressed)]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors that this cache owns: keys, values, positions, slack, kept queries, other layers."""
         own = sum(layer.nbytes for layer in self.compressed_layers)
-        others = (layer for index, layer in enumerate(self.layers) if index not in set(self.compressed))
-        tensors = [t for layer in others for t in (layer.keys, layer.values) if isinstance(t, Tensor)]
+        tensors = [t for layer in self._other_layers for t in (layer.keys, layer.values) if isinstance(t, Tensor)]
         return own + sum(t.untyped_storage().nbytes() for t in tensors)
 
     @property
@@ -102,7 +114,7 @@ class CompressedCache(Cache):
         """
         if length <= self.get_seq_length():
             return
-        self.plan.prompt_length, self.plan.prompt_is_explicit = length, True
+        self.plan.prompt_length = length
         for layer in self.compressed_layers:
             layer.steps_at_eviction = None
 
@@ -127,6 +139,25 @@ class CompressedCache(Cache):
         self.plan.frozen = True
         for layer in self.compressed_layers:
             layer.evidence.clear()
+        for layer in self._other_layers:  # so that a sliding layer can go back to here
+            layer.activate_past_recording()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens, given as a negative number.
+
+        Raises:
+            KvpressError: a sliding-window layer has already let go of what would come back; no layer is changed.
+        """
+        for layer in self._other_layers if tokens_to_remove else []:
+            if layer.get_seq_length() >= layer.sliding_window and not layer.record_past:
+                raise KvpressError(
+                    f"the sliding-window layers ({layer.sliding_window} tokens) have let go of what crop would bring back: "
+                    f"call cache.freeze() (or activate_past_recording) before the tokens that will be cropped"
+                )
+        super().crop(tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx.cpu())  # one copy to the host, not one for each layer
 
     def report(self) -> Report:
         """What was kept where, at which cost in bytes and seconds."""
@@ -149,6 +180,7 @@ class CompressedCache(Cache):
         later_turn = layer.storage.store is not None
         cuts = self.plan.evicts and self.contract.schedule.evicts_at_prefill_end
         if not cuts or (self.plan.needs_probe and later_turn):
+            self.plan.turns_in_full += cuts and layer.place == 0
             layer.storage.keep(None, layer.seen)
         elif self.plan.needs_probe:
             self._waiting_for_probe = True
@@ -160,20 +192,29 @@ class CompressedCache(Cache):
     def cut(self, layers: Sequence[CompressedLayer], limit: int) -> None:
         """Bring layers down to the budget; only tokens in columns before `limit` are looked at."""
         clock, device = self.plan.clock, layers[0].device
-        self.plan.held_all_layers |= self.plan.needs_all_layers or self.plan.needs_probe
+        self.plan.held_all_layers |= self.plan.defers
         with clock.measure("evidence", device):
             problems = []
             for layer in layers:
                 layer.evidence.fold(layer, limit)
                 problems.append(layer.problems(limit))
-            rows = [[score(self.contract, layer[row]) for layer in problems] for row in range(layers[0].storage.n_rows)]
+            # a row that is still all padding in the first chunks has nothing to decide
+            rows = [
+                [score(self.contract, layer[row]) for layer in problems]
+                if layers[0].storage.real_tokens(row, limit)
+                else []
+                for row in range(layers[0].storage.n_rows)
+            ]
         with clock.measure("eviction", device):
-            decisions = [decide(self.contract, row) for row in rows]
+            decisions = [decide(self.contract, row) if row else None for row in rows]
             for at, layer in enumerate(layers):
                 for row, decided in enumerate(decisions):
+                    if decided is None:
+                        continue
                     record = decision_record(decided[at], problems[at][row], layer.storage.token_bytes)
                     self.plan.decisions[(layer.index, row)] = record
-                layer.storage.keep([row[at].kept for row in decisions], limit)
+                nothing = [torch.empty(0, dtype=torch.long, device=layer.device)] * layer.storage.n_heads
+                layer.storage.keep([nothing if row is None else row[at].kept for row in decisions], limit)
                 layer.steps_at_eviction = max(layer.seen - self._prompt_end(), 0)
                 layer.evidence.clear_after_cut(layer)
 
@@ -194,15 +235,21 @@ class CompressedCache(Cache):
 
     def start_forward(self) -> None:
         """A forward pass of the model begins."""
-        if not self.plan.probing:
-            self.plan.clock.start_forward()
+        if self.plan.probing:
+            return
+        if len({layer.seen for layer in self.compressed_layers}) > 1:
+            raise KvpressError(
+                "a forward pass over this cache stopped half-way, so its layers differ: call cache.reset()"
+            )
+        self.plan.clock.start_forward()
 
     def end_forward(self, model: PreTrainedModel) -> None:
         """A forward pass is over: book its time, run the extra pass that the query law asks for, then cut."""
         if self.plan.probing:
             return
-        first = self.compressed_layers[0] if self.compressed else None
-        in_prompt = first is None or first.seen <= (self.plan.prompt_length or 0)
+        if any(layer._pending is not None for layer in self.compressed_layers):
+            raise UnsupportedModelError(HANDLE_LOST)
+        in_prompt = self.get_seq_length() <= (self.plan.prompt_length or 0)
         self.plan.clock.end_forward("prefill" if in_prompt else "decode", model.device)
         if self._waiting_for_probe:
             from kvpress.probe import run_probe

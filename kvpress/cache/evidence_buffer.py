@@ -60,16 +60,21 @@ class EvidenceBuffer:
         else:
             ends = [layer.seen, max(layer.seen - DRAFT_SLACK, 1)]
         self.queries.append((query, columns))
-        self.queries = [self._trim(layer, *pair, ends) for pair in self.queries]
-        self.queries = [pair for pair in self.queries if pair[1].numel()]
+        # a cumulative law drops nothing; while decoding a look at every buffered query at every step would cost more
+        # than the few queries that stay a little longer
+        if in_prompt or (not law.cumulative and len(self.queries) % 16 == 0):
+            self.queries = [self._trim(layer, *pair, ends) for pair in self.queries]
+            self.queries = [pair for pair in self.queries if pair[1].numel()]
 
     def _trim(self, layer: CompressedLayer, query: Tensor, columns: Tensor, ends: list[int]) -> tuple[Tensor, Tensor]:
         """Drop queries that have no weight in any row at any of the possible ends."""
         law = self.plan.contract.query_law
         used = torch.zeros(columns.numel(), dtype=torch.bool)
-        for offset in set(layer.storage.offsets):
+        storage = layer.storage
+        for row in range(1 if storage.valid is None else storage.n_rows):
+            positions = storage.positions(row, columns)
             for end in ends:
-                used |= law.weights(columns - offset, end - offset) > 0
+                used |= law.weights(positions, storage.real_tokens(row, end)) > 0
         if bool(used.all()):
             return query, columns
         return query[:, :, used.to(query.device)], columns[used]
@@ -79,17 +84,17 @@ class EvidenceBuffer:
     ) -> tuple[Queries | None, CarriedStatistics | None, Queries | None]:
         """Queries at hand, carried statistics, and the newest query of one row, for a decision at column `limit`."""
         carried = self.carried[row] if self.carried else None
-        offset, law = layer.storage.offsets[row], self.plan.contract.query_law
+        storage, law = layer.storage, self.plan.contract.query_law
         queries = None
         if self.queries:
             vectors = torch.cat([query[row] for query, _ in self.queries], 1)
-            positions = torch.cat([columns for _, columns in self.queries]) - offset
-            weights = law.weights(positions, limit - offset)
+            positions = storage.positions(row, torch.cat([columns for _, columns in self.queries]))
+            weights = law.weights(positions, storage.real_tokens(row, limit))
             queries = self._queries(layer, vectors, positions, weights)
         last = None
         if self.last is not None:
             vectors, columns = self.last[0][row, :, -1:], self.last[1][-1:]
-            last = self._queries(layer, vectors, columns - offset, torch.ones(1))
+            last = self._queries(layer, vectors, storage.positions(row, columns), torch.ones(1))
         return queries, carried, last
 
     @staticmethod
@@ -107,6 +112,8 @@ class EvidenceBuffer:
 
     def _folded(self, layer: CompressedLayer, row: int, limit: int) -> CarriedStatistics:
         queries, carried, _ = self.of_row(layer, row, limit)
+        if layer.storage.real_tokens(row, limit) == 0:  # still all padding
+            return CarriedStatistics.empty(layer.storage.n_heads, layer.device)
         problem = Problem(layer.features(row, limit), queries, carried, None, limit, 0, layer.place, 1)
         statistics = evidence_statistics(self.plan.contract, problem)
         return CarriedStatistics.of(statistics, problem.features, total_weight(problem))
@@ -125,6 +132,7 @@ class EvidenceBuffer:
             valid = torch.ones(n_all, dtype=torch.bool) if layer.storage.valid is None else torch.cat(
                 [layer.storage.valid[row, : n_all - n_probe], torch.ones(n_probe, dtype=torch.bool)]
             )  # fmt: skip
+            valid[self.plan.prompt_length : n_all - n_probe] = False  # a draft behind the prompt
             asked = torch.ones(n_probe, dtype=torch.bool)
             if probe_valid is not None:
                 asked = probe_valid[row]
@@ -132,13 +140,14 @@ class EvidenceBuffer:
             stored = columns[valid]
             block = self.plan.contract.granularity.block_size
             # the probe starts a block of its own, so that no block mixes prompt and probe
-            shift = -(n_all - n_probe - layer.storage.offsets[row]) % block
-            positions = stored - layer.storage.offsets[row] + shift * (stored >= n_all - n_probe)
+            n_prompt = int(valid[: n_all - n_probe].sum())
+            shift = -n_prompt % block
+            positions = torch.arange(stored.numel()) + shift * (stored >= n_all - n_probe)
             group = HeadGroup(
                 keys[row][:, stored.to(keys.device)], values[row][:, stored.to(keys.device)], positions.to(keys.device)
             )
             features = UnitFeatures(layer.spec, [group], block)
-            at = columns[n_all - n_probe :] - layer.storage.offsets[row] + shift
+            at = n_prompt + asked.long().cumsum(0) - 1 + shift
             queries = self._queries(layer, query[row], at, asked.double())
             before = self.carried[row] if self.carried else None
             problem = Problem(features, queries, before, None, n_all, 0, layer.place, 1)
@@ -152,6 +161,11 @@ class EvidenceBuffer:
         in_prompt = layer.seen < self.plan.prompt_length
         if not in_prompt and not self.plan.contract.schedule.expects_eviction(layer.steps_at_eviction):
             self.clear()
+        for row, carried in enumerate(self.carried):  # what was evicted must not come back with a block that grows
+            groups = layer.storage.groups(row, layer.seen)
+            carried.keep(
+                [g.positions for g in groups for _ in range(g.keys.shape[0])], self.plan.contract.granularity.block_size
+            )
 
     def clear(self) -> None:
         """Forget everything."""

@@ -21,9 +21,10 @@ from transformers.cache_utils import CacheLayerMixin
 from kvpress.cache.evidence_buffer import EvidenceBuffer
 from kvpress.cache.plan import Plan
 from kvpress.cache.storage import LayerStorage, valid_columns
-from kvpress.errors import KvpressError
+from kvpress.errors import KvpressError, UnsupportedModelError
 from kvpress.evidence import LayerSpec, UnitFeatures
 from kvpress.selection import Problem
+from kvpress.slots.budget import Fraction
 from kvpress_kernels.reference.ragged_attention import ragged_attention
 from kvpress_kernels.reference.ragged_decode import ragged_decode
 
@@ -35,6 +36,12 @@ UserAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 #: name of the attribute by which a key tensor carries its layer to the attention function
 HANDLE = "_kvpress_layer"
+
+
+HANDLE_LOST = (
+    "this model's attention does not hand the cached keys to transformers' attention interface once per layer, as they "
+    "come from the cache; models with ordinary attention do"
+)
 
 
 class CompressedLayer(CacheLayerMixin):
@@ -82,9 +89,11 @@ class CompressedLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Stash new keys [B, H, q, D] and values and hand on what the model's attention shall see."""
         if self._pending is not None:
+            raise UnsupportedModelError(HANDLE_LOST)
+        if not self.cache.is_served:
             raise KvpressError(
-                "this cache belongs to a model that is not attached: keep the `kvpress.compress` context (or the "
-                "CompressedCache it was made with) open while the model runs"
+                "this cache is closed, so the model would not see what it holds: keep the `kvpress.compress` context (or "
+                "the CompressedCache it was made with) open while the model runs"
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -100,6 +109,9 @@ class CompressedLayer(CacheLayerMixin):
         if self.storage.store is not None:
             return self._with_handle(key_states), value_states
         prompt = slice(0, self._prompt_part(n_new))
+        if self.plan.defers or self.seen < (self.plan.prompt_length or 0):
+            # tensors that stay for a while must not keep a fused projection of queries, keys and values alive
+            key_states, value_states = _own_storage(key_states), _own_storage(value_states)
         self.storage.dense = self.storage.extended(key_states[:, :, prompt], value_states[:, :, prompt])
         return self._with_handle(self.storage.dense[0]), self.storage.dense[1]
 
@@ -114,7 +126,7 @@ class CompressedLayer(CacheLayerMixin):
         A decision that needs all layers comes too late for that: the draft is then read along with the prompt.
         """
         assert self.plan.prompt_length is not None
-        if self.plan.needs_all_layers or self.plan.needs_probe:
+        if self.plan.defers:
             return n_new if self.seen - n_new < self.plan.prompt_length else 0
         return min(n_new, max(self.plan.prompt_length - (self.seen - n_new), 0))
 
@@ -129,14 +141,17 @@ class CompressedLayer(CacheLayerMixin):
         Returns:
             [B, q, Hq, Dv].
         """
-        assert self._pending is not None
+        if self._pending is None:
+            raise UnsupportedModelError(HANDLE_LOST)
         keys, values = self._pending
         self._pending, self.spec = None, spec
         if self.plan.probing:
             self.evidence.absorb_probe(self, query.detach(), keys, values)
             return user_attention(query, keys, values, mask)
         n_new = query.shape[2]
-        if mask is not None and (n_new > 1 or self.storage.store is None):
+        if mask is not None and (
+            n_new > 1 or self.storage.store is None or self.seen <= (self.plan.prompt_length or 0)
+        ):
             self.storage.note_padding(valid_columns(mask, self.storage.n_rows))
         split, first = self._prompt_part(n_new), self.seen - n_new
         outputs = []
@@ -190,9 +205,9 @@ class CompressedLayer(CacheLayerMixin):
             self.cache.prompt_read(self)
         elif self.plan.evicts and self.plan.contract.schedule.evicts_between_chunks:
             self.cache.cut([self], end)
-        else:
-            with self.plan.clock.measure("evidence", self.device):
-                self.evidence.fold(self, end)
+        if self.evidence.queries:
+            with self.plan.clock.measure("evidence", self.device):  # raw queries of a whole prompt outweigh its keys
+                self.evidence.fold(self, min(end, prompt))
 
     # --- what a decision reads
 
@@ -204,12 +219,16 @@ class CompressedLayer(CacheLayerMixin):
     def problems(self, limit: int) -> list[Problem]:
         """One decision per row over the tokens in columns before `limit`."""
         plan, found = self.plan, []
-        for row, offset in enumerate(self.storage.offsets):
+        for row in range(self.storage.n_rows):
             n_prompt = self.storage.real_tokens(row, plan.prompt_length or limit)
+            if not isinstance(plan.contract.budget, Fraction):  # an absolute budget also holds the answer
+                n_prompt = max(n_prompt, self.storage.real_tokens(row, limit))
             budget = plan.contract.budget.tokens_per_head(n_prompt, plan.n_heads_total, self.storage.token_bytes)
             evidence = self.evidence.of_row(self, row, limit)
             features = self.features(row, limit)
-            found.append(Problem(features, *evidence, limit - offset, budget, self.place, plan.n_layers))
+            found.append(
+                Problem(features, *evidence, self.storage.real_tokens(row, limit), budget, self.place, plan.n_layers)
+            )
         return found
 
     # --- what transformers' cache interface asks for
@@ -228,7 +247,8 @@ class CompressedLayer(CacheLayerMixin):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens (a rejected draft); as in transformers the count is given as a negative number."""
-        n = abs(tokens_to_remove)
+        # up to transformers 5.15 a positive number was the length to keep
+        n = -tokens_to_remove if tokens_to_remove <= 0 else max(self.seen - tokens_to_remove, 0)
         if n and self.is_initialized:
             self.seen -= n
             self.evidence.truncate(self.seen)
@@ -253,3 +273,9 @@ class CompressedLayer(CacheLayerMixin):
         raise KvpressError("an offloaded cache keeps K and V on the CPU, which a compressed cache does not support")
 
     prefetch = offload
+
+
+def _own_storage(tensor: Tensor) -> Tensor:
+    """The tensor, copied if it is a view of a larger storage."""
+    own = tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size()
+    return tensor if own else tensor.clone()

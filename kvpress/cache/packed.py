@@ -89,6 +89,9 @@ class PackedStore:
             mask = chosen.to(keys.device)
             source_keys, source_values = keys.flatten(0, 1)[mask], values.flatten(0, 1)[mask]
             source_columns = columns.expand(len(self.lengths), -1)[mask.to(columns.device)]
+        if self.keys.is_inference() and not torch.is_inference_mode_enabled():
+            # written under torch.inference_mode, continued outside it: such buffers cannot be written any more
+            self.keys, self.values, self.positions = self.keys.clone(), self.values.clone(), self.positions.clone()
         self.keys.index_copy_(0, target, source_keys)
         self.values.index_copy_(0, target, source_values)
         self.positions.index_copy_(0, target, source_columns.to(self.positions))
@@ -116,10 +119,9 @@ class PackedStore:
     def _grow(self, new: Sequence[int]) -> None:
         """Give every segment that is short the room for `new` tokens, and slack."""
         needed = [n + more for n, more in zip(self.lengths, new, strict=True)]
-        room = [
-            max(have, need + max(MIN_SLACK, need // 16)) if need > have else have
-            for need, have in zip(needed, self.room, strict=True)
-        ]
+        # the buffers move as a whole, so every segment gets its slack back at once
+        slack = max(MIN_SLACK, sum(needed) // len(needed) // 16)
+        room = [need + slack for need in needed]
         everything = [torch.arange(s, s + n) for s, n in zip(self.starts, self.lengths, strict=True)]
         self._gather(everything, room)
 

@@ -65,6 +65,7 @@ class Plan:
     """Shared state of one cache.
 
     prompt_length: columns of the input at which the prompt of this turn ends, None before anyone said so.
+    turns_in_full: later prompts that were not cut, because their evidence would need another extra pass.
     frozen: nothing is evicted any more; held_all_layers: a decision had to wait until every layer was there in full.
     n_layers: compressed layers; n_heads_total: their KV heads.
     """
@@ -73,7 +74,7 @@ class Plan:
     n_layers: int
     n_heads_total: int = 0
     prompt_length: int | None = None
-    prompt_is_explicit: bool = False
+    turns_in_full: int = 0
     frozen: bool = False
     held_all_layers: bool = False
     probing: bool = False
@@ -83,7 +84,7 @@ class Plan:
 
     def restart(self) -> None:
         """Forget the turn, the decisions and the times."""
-        self.prompt_length, self.prompt_is_explicit = None, False
+        self.prompt_length, self.turns_in_full = None, 0
         self.frozen = self.held_all_layers = False
         self.clock, self.decisions = Clock(), {}
 
@@ -104,6 +105,11 @@ class Plan:
         """Whether the evidence comes from an extra forward pass after the prompt."""
         law = self.contract.query_law
         return self.evicts and bool(self.contract.ranking.statistics) and law.origin in ("reconstruction", "oracle")
+
+    @property
+    def defers(self) -> bool:
+        """Whether every layer stays in full until the last one has read the prompt."""
+        return self.needs_all_layers or self.needs_probe
 
     @property
     def evicts_in_decode(self) -> bool:

@@ -19,8 +19,7 @@ class LayerStorage:
     """Keys and values of B rows and H KV heads.
 
     dense: keys [B, H, n, D] and values [B, H, n, Dv], or None; store: the packed tokens, or None. Exactly one of the
-    two is there once a token has been seen. valid: [B, n] bool on the host, None without padding; offsets: the column
-    of each row's first real token.
+    two is there once a token has been seen. valid: [B, n] bool on the host, None without padding.
     """
 
     def __init__(self, n_rows: int, n_heads: int) -> None:
@@ -28,7 +27,6 @@ class LayerStorage:
         self.dense: tuple[Tensor, Tensor] | None = None
         self.store: PackedStore | None = None
         self.valid: Tensor | None = None
-        self.offsets = [0] * n_rows
 
     @property
     def token_bytes(self) -> int:
@@ -42,7 +40,8 @@ class LayerStorage:
     def nbytes(self) -> int:
         """Bytes of the tensors held."""
         packed = self.store.nbytes if self.store is not None else 0
-        return packed + (sum(t.numel() * t.element_size() for t in self.dense) if self.dense is not None else 0)
+        storages = {s.data_ptr(): s.nbytes() for t in self.dense or () if (s := t.untyped_storage())}
+        return packed + sum(storages.values())
 
     def extended(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The dense tensors with new ones behind them; nothing is stored."""
@@ -54,8 +53,8 @@ class LayerStorage:
         """Pack new tokens [B, H, q, D] of columns first, first + 1, ...; padding among them is left out."""
         assert self.store is not None
         n_new = keys.shape[2]
-        valid = None if self.valid is None or n_new == 1 else self.valid[:, first : first + n_new]
-        if valid is not None and bool(valid.all()):
+        valid = None if self.valid is None else self.valid[:, first : first + n_new]
+        if valid is not None and bool(valid.all()):  # also where nobody described the new columns
             valid = None
         self.store.append(keys, values, torch.arange(first, first + n_new, device=keys.device), valid)
 
@@ -64,7 +63,6 @@ class LayerStorage:
         if self.valid is None and bool(valid.all()):
             return
         self.valid = valid
-        self.offsets = [int(row.int().argmax()) for row in valid]
 
     def real_tokens(self, row: int, limit: int) -> int:
         """Real tokens of a row in columns before `limit`, evicted ones included."""
@@ -72,22 +70,32 @@ class LayerStorage:
             return limit
         return int(self.valid[row, :limit].sum()) + max(limit - self.valid.shape[1], 0)
 
+    def positions(self, row: int, columns: Tensor) -> Tensor:
+        """Places of columns among a row's real tokens, -1 for padding; columns nobody described are real."""
+        if self.valid is None:
+            return columns
+        valid = self.valid[row].to(columns.device)
+        ranks = torch.where(valid, valid.long().cumsum(0) - 1, -1)
+        inside = columns < valid.numel()
+        return torch.where(inside, ranks[columns.clamp(max=valid.numel() - 1)], columns - valid.numel() + valid.sum())
+
     def groups(self, row: int, limit: int) -> list[HeadGroup]:
         """What is stored of a row in columns before `limit`, as evidence reads it."""
-        offset = self.offsets[row]
         if self.store is None:
             assert self.dense is not None
             keys, values = self.dense[0][row], self.dense[1][row]
             columns = self._columns(row, limit)
+            if columns.numel() == 0:
+                return [HeadGroup(keys[:, :0], values[:, :0], columns.to(keys.device))]
             first, last = int(columns[0]), int(columns[-1])
             # left padding leaves one run of columns, which is a view; holes cost a copy
             run = slice(first, last + 1) if last - first + 1 == columns.numel() else columns.to(keys.device)
-            return [HeadGroup(keys[:, run], values[:, run], columns.to(keys.device) - offset)]
+            return [HeadGroup(keys[:, run], values[:, run], self.positions(row, columns).to(keys.device))]
         found = []
         for head in range(self.n_heads):
             keys, values, positions = self.store.segment(row * self.n_heads + head)
             n = int((positions < limit).sum())
-            found.append(HeadGroup(keys[None, :n], values[None, :n], positions[:n].long() - offset))
+            found.append(HeadGroup(keys[None, :n], values[None, :n], self.positions(row, positions[:n].long())))
         return found
 
     def keep(self, kept: Sequence[Sequence[Tensor]] | None, limit: int) -> None:
@@ -130,7 +138,6 @@ class LayerStorage:
             self.dense = (self.dense[0][rows], self.dense[1][rows])
         if self.valid is not None:
             self.valid = self.valid[rows]
-        self.offsets = [self.offsets[row] for row in rows]
         self.n_rows = len(rows)
 
     def _columns(self, row: int, limit: int) -> Tensor:

@@ -60,7 +60,9 @@ class Case:
         return replace(self, query=self.query.to(dtype), keys=self.keys.to(dtype), values=self.values.to(dtype))
 
 
-def make(seed: int = 0, heads: int = 2, group: int = 2, n_queries: int = 4, n_keys: int = 9, dim: int = 5, **more) -> Case:
+def make(
+    seed: int = 0, heads: int = 2, group: int = 2, n_queries: int = 4, n_keys: int = 9, dim: int = 5, **more
+) -> Case:
     """Random inputs in float64; the queries sit in the last positions, so most see only a part of the keys."""
     draw = torch.Generator().manual_seed(seed)
 
@@ -127,14 +129,18 @@ def brute_force(case: Case, reducer: str = "sum") -> dict[str, Tensor]:
                     }
                     for name, value in found.items():
                         at = result[name]
-                        at[h, g, c] = max(float(at[h, g, c]), value) if reducer == "max" else at[h, g, c] + weight * value
+                        at[h, g, c] = (
+                            max(float(at[h, g, c]), value) if reducer == "max" else at[h, g, c] + weight * value
+                        )
     return result
 
 
 def check(case: Case, reducer: str = "sum", rtol: float = 1e-9, atol: float = 1e-12) -> None:
     expected, found = brute_force(case, reducer), case.run(reducer=reducer)
     for name in ALL:
-        torch.testing.assert_close(found[name].double(), expected[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name].double(), expected[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 BLOCKS = [[0, 1, 2, 3], [4, 5, 6, 7], [8]]  # the last one is short
@@ -173,7 +179,9 @@ def test_queries_in_the_middle_see_only_what_is_before_them(blocks):
 
 
 def test_positions_with_gaps_after_an_eviction():
-    check(make(key_positions=torch.tensor([0, 1, 4, 5, 9, 10, 11, 20, 21]), query_positions=torch.tensor([3, 10, 20, 21])))
+    check(
+        make(key_positions=torch.tensor([0, 1, 4, 5, 9, 10, 11, 20, 21]), query_positions=torch.tensor([3, 10, 20, 21]))
+    )
 
 
 def test_queries_of_weight_zero_are_skipped():
@@ -310,7 +318,9 @@ def test_identities_of_leave_one_out(seed, n_keys, block, sharpness):
         distance = float(((p[unit] @ v[unit]) / a - (p[rest] @ v[rest]) / p[rest].sum()).square().sum())
         assert float(found["change@1"][0, 0, c]) == pytest.approx(a**2 * distance, rel=1e-7, abs=1e-14)
         assert float(found["change@0"][0, 0, c]) == pytest.approx(a**2 * (1 - a) ** 2 * distance, rel=1e-7, abs=1e-14)
-        assert float(shift[0, 0, 0, c].square().sum()) == pytest.approx(float(found["change@0"][0, 0, c]), rel=1e-7, abs=1e-14)
+        assert float(shift[0, 0, 0, c].square().sum()) == pytest.approx(
+            float(found["change@0"][0, 0, c]), rel=1e-7, abs=1e-14
+        )
 
 
 def test_names_of_the_statistics():

@@ -15,7 +15,9 @@ from kvpress.slots.allocation import Candidates, round_to_sum
 ANY = settings(max_examples=60, deadline=None)
 
 
-def candidates(n_heads: int, n_units: int, seed: int = 0, unit: int = 1, n_free: int | None = None, lengths=None) -> Candidates:
+def candidates(
+    n_heads: int, n_units: int, seed: int = 0, unit: int = 1, n_free: int | None = None, lengths=None
+) -> Candidates:
     """Random scores; the last unit is short where units are blocks. `lengths`: units that a head still has."""
     draw = torch.Generator().manual_seed(seed)
     scores = torch.rand(n_heads, n_units, generator=draw, dtype=torch.float64)
@@ -168,7 +170,9 @@ def test_global_is_one_competition_over_all_layers(seed, share, floor, n_layers)
     base = int(share * n_units)
     layers = [candidates(n_heads, n_units, seed + index) for index in range(n_layers)]
     counts = winners([row for c in layers for row in c.scores.tolist()], base * n_heads * n_layers)
-    found = [n for heads in every_layer(Allocation.parse({"kind": "global", "floor": floor}), base, layers) for n in heads]
+    found = [
+        n for heads in every_layer(Allocation.parse({"kind": "global", "floor": floor}), base, layers) for n in heads
+    ]
     assert sum(found) == base * n_heads * n_layers
     assert all(abs(got - (floor * base + (1 - floor) * count)) < 1 for got, count in zip(found, counts, strict=True))
 

@@ -1,6 +1,7 @@
 """Contracts as data: files in and out, an id of the content, single-slot swaps, and refusals that name the remedy."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -65,8 +66,14 @@ def test_no_two_presets_are_the_same():
 
 @pytest.mark.parametrize(
     ("name", "slot"),
-    [("mii", "ranking"), ("nolev", "ranking"), ("criticalkv", "ranking"), ("caote", "ranking")]
-    + [("pyramidkv", "allocation"), ("adakv", "allocation")],
+    [
+        ("mii", "ranking"),
+        ("nolev", "ranking"),
+        ("criticalkv", "ranking"),
+        ("caote", "ranking"),
+        ("pyramidkv", "allocation"),
+        ("adakv", "allocation"),
+    ],
 )
 def test_presets_in_the_snapkv_contract_differ_in_one_slot(name, slot):
     """Otherwise a comparison with SnapKV would not be a diagnostic pair (arXiv 2605.08234 section 3)."""
@@ -198,6 +205,9 @@ def test_contracts_and_choices_are_frozen():
         ({"access": {"kind": "aggregate", "debias": True, "query_reducer": "max"}}, "no meaning"),
         ({"access": {"kind": "aggregate", "layers": [1]}}, "scope 'model'"),
         ({"access": {"kind": "aggregate", "scope": "model", "layers": [1], "layer_weights": [1, 2]}}, "one weight"),
+        ({"access": {"kind": "aggregate", "scope": "model", "layers": [1, 1]}}, "each named once"),
+        ({"access": {"kind": "aggregate", "scope": "model", "layers": [-1]}}, "counted from 0"),
+        ({"query_law": {"kind": "tail_anchors", "spans": [[4, 4]]}}, "span [4, 4)"),
         ({"protection": {"kind": "standard", "recent": 4, "recent_share": 0.5}}, "not both"),
         ({"protection": {"kind": "standard", "spans": [[5, 3]]}}, "span [5, 3)"),
         ({"retention": {"kind": "greedy_set", "proxies": 2**12, "max_units": 2**12}}, "gigabytes"),
@@ -223,21 +233,33 @@ LAST_QUERIES = {"kind": "tail_anchors"}
         ),
         ({"query_law": "reconstruction", "schedule": "every_decode_steps"}, "needs schedule 'end_of_prefill'"),
         ({"query_law": "oracle", "schedule": "per_prefill_chunk"}, "needs schedule 'end_of_prefill'"),
+        ({"query_law": "tail_anchors", "schedule": "every_decode_steps"}, "give 'spans', or anchors 0"),
+        ({"ranking": "criticalkv", "access": {"kind": "aggregate", "scope": "model"}}, "two stages"),
         ({"schedule": "per_prefill_chunk", "allocation": "global"}, "needs all layers first"),
-        ({"schedule": "per_prefill_chunk", "access": {"kind": "aggregate", "scope": "model"}}, "needs all layers first"),
+        (
+            {"schedule": "per_prefill_chunk", "access": {"kind": "aggregate", "scope": "model"}},
+            "needs all layers first",
+        ),
         ({"granularity": "block"}, "picks single tokens"),
         ({"retention": "strict_blocks"}, "picks blocks"),
         ({"retention": "greedy_set", "ranking": "position"}, "uses none"),
         ({"retention": "grouped_reserve", "query_law": "all"}, "only adds them up"),
         ({"retention": "blocks_token_fill", "granularity": "block", "query_law": "all"}, "only adds them up"),
         ({"access": {"kind": "aggregate", "debias": True}, "ranking": "random"}, "uses no queries"),
-        ({"access": {"kind": "aggregate", "pooling": "avg", "kernel": 3}, "ranking": "key_norm"}, "leave pooling at 'none'"),
+        (
+            {"access": {"kind": "aggregate", "pooling": "avg", "kernel": 3}, "ranking": "key_norm"},
+            "leave pooling at 'none'",
+        ),
         ({"access": {"kind": "aggregate", "query_reducer": "max"}, "query_law": LAST_QUERIES}, "ignores the weights"),
         ({"access": {"kind": "aggregate", "scope": "layer"}, "allocation": "ada"}, "nothing to divide"),
         ({"access": {"kind": "aggregate", "scope": "model"}, "allocation": "pyramid"}, "needs allocation 'uniform'"),
         ({"access": {"kind": "aggregate", "scope": "layer"}, "retention": "greedy_set"}, "use access scope 'head'"),
         (
-            {"access": {"kind": "aggregate", "scope": "model"}, "retention": "blocks_token_fill", "granularity": "block"},
+            {
+                "access": {"kind": "aggregate", "scope": "model"},
+                "retention": "blocks_token_fill",
+                "granularity": "block",
+            },
             "use access scope 'head' or 'layer'",
         ),
         ({"budget": {"kind": "fraction", "value": 1}, "schedule": "every_decode_steps"}, "below 1"),
@@ -294,7 +316,7 @@ def test_missing_file_and_folder(tmp_path):
 
 def test_aliases_that_multiply_are_not_written_out(tmp_path):
     """A 1 KB file whose aliases stand for 10^9 items must not become an error message of that size."""
-    levels = "".join(f"  - &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi"))
+    levels = "".join(f"  - &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise("abcdefghi"))
     path = tmp_path / "many.yaml"
     path.write_text(f"budget:\n  - &a [x, x, x, x, x, x, x, x, x, x]\n{levels}")
     assert "needs a mapping with 'kind'" in refusal(read_yaml, path)
@@ -342,21 +364,22 @@ def test_short_forms_of_a_budget(text, kind, value):
     assert (budget.kind, budget.value) == (kind, value)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [0, -1, 1.5, True, None, "", "abc", "%", "b", "0%", "101%", "nan", "inf", "1e400MB", "infMB", "12.5tokens"]
-    + ["0tokens", "-3tokens", "0B", "0.1B", [1], {"kind": "tokens"}, "tokens", "five MB", "1,000tokens"],
-)
+MEANINGLESS = (
+    0, -1, 1.5, True, None, "", "abc", "%", "b", "0%", "101%", "nan", "inf", "1e400MB", "infMB", "12.5tokens", "0tokens",
+    "-3tokens", "0B", "0.1B", [1], {"kind": "tokens"}, "tokens", "five MB", "1,000tokens",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MEANINGLESS, ids=str)
 def test_budgets_that_mean_nothing(text):
     refusal(parse_budget, text)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.one_of(st.text(max_size=12), st.floats(), st.integers()))
-def test_a_short_form_is_understood_or_refused_in_one_sentence(text):
+def test_a_short_form_is_understood_or_refused(text):
     try:
         budget = parse_budget(text)
-    except ContractError as error:
-        assert len(str(error)) < 600
-    else:
-        assert budget.value > 0
+    except ContractError:
+        return
+    assert budget.value > 0

@@ -165,11 +165,11 @@ def test_generate_settings_that_conflict(inputs, says):
 
 
 def test_reference_with_another_batch_size():
-    model, reference = tiny("llama"), prompts(1, 5)[0]
+    model, reference = tiny("llama"), prompts(2, 5)[0]
     contract = kvpress.Contract.load("oracle_mass").swap(protection={"kind": "none"})
     with pytest.raises(InputError) as error, kvpress.compress(model, contract, reference=reference):
-        model.generate(input_ids=prompts(2, 60)[0], **GREEDY)
-    assert "1 rows" in sentence(error)
+        model.generate(input_ids=prompts(3, 60)[0], **GREEDY)
+    assert "3 rows" in sentence(error)
 
 
 def test_scores_that_are_no_numbers_stop_the_run():

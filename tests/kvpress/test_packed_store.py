@@ -131,7 +131,7 @@ class Storage(RuleBasedStateMachine):
 
 
 TestStorage = Storage.TestCase
-TestStorage.settings = settings(max_examples=120, stateful_step_count=20, deadline=None)
+TestStorage.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
 
 
 def store_of(lengths: list[int], n: int = 40) -> PackedStore:

@@ -38,7 +38,9 @@ class Layer:
         self.softcap: float | None = None
         self.sinks: Tensor | None = None  # [H, G]
 
-    def problem(self, contract: Contract, budget: int = TOKENS, index: int = 0, place: int = 0, n_layers: int = 1) -> Problem:
+    def problem(
+        self, contract: Contract, budget: int = TOKENS, index: int = 0, place: int = 0, n_layers: int = 1
+    ) -> Problem:
         spec = LayerSpec(index, GROUP, SCALE, self.softcap, self.sinks, self.output_weight)
         groups = [HeadGroup(self.keys, self.values, torch.arange(TOKENS))]
         features = UnitFeatures(spec, groups, contract.granularity.block_size)
@@ -75,7 +77,10 @@ class Layer:
 
 
 LAYER = Layer()
-UNITS = {"token": [(i,) for i in range(TOKENS)], "block": [tuple(range(i, min(i + 3, TOKENS))) for i in range(0, TOKENS, 3)]}
+UNITS = {
+    "token": [(i,) for i in range(TOKENS)],
+    "block": [tuple(range(i, min(i + 3, TOKENS))) for i in range(0, TOKENS, 3)],
+}
 
 
 def contract(ranking: object = "mass", **slots: object) -> Contract:
@@ -184,7 +189,9 @@ def value_mean(formula, unit: tuple[int, ...]) -> float:
 def test_vatp(kind):
     """Mass times |v|_1 (arXiv 2406.12335)."""
     mass = over_heads(mean_over_window(LAYER.mass), UNITS[kind]).mean(1)
-    norm = [[value_mean(lambda i, h=h: float(LAYER.values[h, i].abs().sum()), c) for c in UNITS[kind]] for h in range(HEADS)]
+    norm = [
+        [value_mean(lambda i, h=h: float(LAYER.values[h, i].abs().sum()), c) for c in UNITS[kind]] for h in range(HEADS)
+    ]
     same(LAYER.scores(built("vatp", kind)), mass * torch.tensor(norm, dtype=torch.float64))
 
 
@@ -226,7 +233,9 @@ def test_caote(kind):
     rows = []
     for h in range(HEADS):
         output = sum(share[h, c] * means[h, c] for c in range(len(UNITS[kind])))
-        rows.append([float(share[h, c] / (1 - share[h, c]) * (output - means[h, c]).norm()) for c in range(len(UNITS[kind]))])
+        rows.append(
+            [float(share[h, c] / (1 - share[h, c]) * (output - means[h, c]).norm()) for c in range(len(UNITS[kind]))]
+        )
     same(LAYER.scores(built("caote", kind)), torch.tensor(rows, dtype=torch.float64))
 
 
@@ -338,7 +347,10 @@ def test_additive_control_of_ragged_heads_ignores_the_longest_head():
 def test_weights_of_the_query_law():
     """r_u = exp(-(T - u) / tau) on the tail, 1 on anchors, normalised to sum 1 (arXiv 2605.08234 eq. 10)."""
     law = {"kind": "tail_anchors", "window": WINDOW, "tau": 2.0, "spans": [[3, 5]]}
-    weight = {u: 2.718281828459045 ** (-(TOKENS - 1 - u) / 2.0) for u in range(TOKENS - WINDOW, TOKENS)} | {3: 1.0, 4: 1.0}
+    weight = {u: 2.718281828459045 ** (-(TOKENS - 1 - u) / 2.0) for u in range(TOKENS - WINDOW, TOKENS)} | {
+        3: 1.0,
+        4: 1.0,
+    }
 
     def formula(h, g, unit):
         return sum(r * LAYER.change(h, g, u, unit) for u, r in weight.items()) / sum(weight.values())
@@ -401,10 +413,14 @@ def test_protected_tokens_lend_nothing_to_their_neighbours(pooling):
     access = {"kind": "aggregate", "pooling": pooling, "kernel": 3}
     found = LAYER.scores(contract(access=access, protection=protection))
     same(found[:, inner], torch.tensor(smooth, dtype=torch.float64).mean(1))
+    for outside in (slice(0, 2), slice(TOKENS - 3, None)):  # what they hold themselves stays what it is
+        same(found[:, outside], raw.mean(1)[:, outside])
 
 
 def test_debias_comes_before_pooling():
-    raw = over_heads(lambda h, g, c: sum(LAYER.mass(h, g, u, c) for u in range(c[0], TOKENS)) / (TOKENS - c[0]), UNITS["token"])
+    raw = over_heads(
+        lambda h, g, c: sum(LAYER.mass(h, g, u, c) for u in range(c[0], TOKENS)) / (TOKENS - c[0]), UNITS["token"]
+    )
     smooth = [[pooled(raw[h, g].tolist(), "avg", 3) for g in range(GROUP)] for h in range(HEADS)]
     access = {"kind": "aggregate", "query_reducer": "sum", "debias": True, "pooling": "avg", "kernel": 3}
     found = LAYER.scores(contract(query_law="all", access=access))
@@ -425,13 +441,22 @@ def test_scope_model_keeps_one_set_in_all_layers(chosen):
     """S(c) = sum over L* of beta_l times the layer's score (arXiv 2605.08234 eq. 11); every layer keeps the same units."""
     layers = [Layer(seed) for seed in range(3)]
     betas = {i: 1.0 + 2 * at for at, i in enumerate(chosen)} if chosen else dict.fromkeys(range(3), 1.0)
-    access = {"kind": "aggregate", "scope": "model", "query_reducer": "sum", "head_reducer": "sum", "layers": list(chosen)}
+    access = {
+        "kind": "aggregate",
+        "scope": "model",
+        "query_reducer": "sum",
+        "head_reducer": "sum",
+        "layers": list(chosen),
+    }
     access["layer_weights"] = list(betas.values()) if chosen else []
     c = contract("mii", access=access)
-    total = sum(
-        beta * sum(over_heads(lambda h, g, u, l=layers[i]: sum(l.change(h, g, q, u) for q in range(TOKENS - WINDOW, TOKENS)), UNITS["token"]).flatten(0, 1))
-        for i, beta in betas.items()
-    )  # fmt: skip
+
+    def layer_score(layer: Layer) -> Tensor:  # [U], summed over queries and heads
+        window = range(TOKENS - WINDOW, TOKENS)
+        changes = over_heads(lambda h, g, unit: sum(layer.change(h, g, u, unit) for u in window), UNITS["token"])
+        return changes.sum((0, 1))
+
+    total = sum(beta * layer_score(layers[i]) for i, beta in betas.items())
     best = sorted(sorted(range(TOKENS), key=lambda i: -total[i])[:5])
     scored = [score(c, layer.problem(c, 5, index, index, 3)) for index, layer in enumerate(layers)]
     for decision in decide(c, scored):

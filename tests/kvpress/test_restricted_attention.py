@@ -173,7 +173,7 @@ def test_a_row_in_a_padded_batch_is_decided_like_the_row_alone(name):
         layers = session.cache.compressed_layers
         kept = [
             [
-                (p - layer.storage.offsets[index // 2]).tolist()
+                layer.storage.positions(index // 2, p.long()).tolist()
                 for index, (_, _, p) in enumerate(layer.storage.store.segments())
             ]
             for layer in layers

@@ -20,7 +20,9 @@ from kvpress.slots.retention import HeadView, _EvictedSet
 ANY = settings(max_examples=60, deadline=None)
 
 
-def view(scores: list[float], *, block: int = 1, eligible=None, sizes=None, groups=None, vectors=None, first=None) -> HeadView:
+def view(
+    scores: list[float], *, block: int = 1, eligible=None, sizes=None, groups=None, vectors=None, first=None
+) -> HeadView:
     """One head with the given unit scores; every unit is full and unprotected unless said otherwise."""
     n = len(scores)
     return HeadView(
@@ -91,7 +93,9 @@ def test_grouped_reserve_keeps_what_one_group_alone_needs():
 # --- greedy set ----------------------------------------------------------------------------------------------------
 
 
-def attention_case(seed: int, n_queries: int, n_units: int, dim: int, sharpness: float) -> tuple[Tensor, Tensor, Tensor]:
+def attention_case(
+    seed: int, n_queries: int, n_units: int, dim: int, sharpness: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, masses and displacements g of real attention over random values."""
     draw = torch.Generator().manual_seed(seed)
     mass = torch.softmax(sharpness * torch.randn(n_queries, n_units, generator=draw, dtype=torch.float64), -1)
@@ -199,7 +203,9 @@ def test_protection_is_counted_from_the_first_real_token():
     assert rule.mask(after_eviction, 12, 10).tolist() == [True, False, True, True]
 
 
-@pytest.mark.parametrize(("share", "budget", "recent"), [(0.5, 10, 5), (0.5, 11, 5), (0.29, 100, 29), (1.0, 7, 7), (0.1, 5, 0)])
+@pytest.mark.parametrize(
+    ("share", "budget", "recent"), [(0.5, 10, 5), (0.5, 11, 5), (0.29, 100, 29), (1.0, 7, 7), (0.1, 5, 0)]
+)
 def test_recent_share_of_the_budget(share, budget, recent):
     """H2O: half of the budget is the recent window (arXiv 2306.14048)."""
     rule = Protection.parse({"kind": "standard", "recent_share": share})
@@ -265,7 +271,9 @@ def test_greedy_set_of_a_whole_decision():
     """The last `proxies` queries of every query head with their own weights; a plain greedy search finds the same set."""
     n, n_kept, proxies = 9, 5, 3
     law = {"kind": "tail_anchors", "window": 4, "tau": 0.7, "anchors": 0}
-    found = decided(Contract.build({"query_law": law, "retention": {"kind": "greedy_set", "proxies": proxies}}), n, n_kept)
+    found = decided(
+        Contract.build({"query_law": law, "retention": {"kind": "greedy_set", "proxies": proxies}}), n, n_kept
+    )
     mass, shift = raw_attention(n)
     weights = torch.tensor([2.718281828459045 ** (-(n - 1 - u) / 0.7) for u in range(n - proxies, n)]).double()
     for h in range(2):
@@ -404,8 +412,7 @@ def test_no_decision_spends_more_than_its_budget(
     protected = [i for i in range(n_tokens) if i < sinks or i >= n_tokens - recent]
     try:
         decision = decided(contract, n_tokens, budget, seed, stored=stored)
-    except ContractError as error:
-        assert "protection" in str(error)
+    except ContractError:  # the protection alone is over the budget
         blocks = {i // size for i in protected}
         assert sum(min(size, n_tokens - b * size) for b in blocks) > budget or ragged
         return

@@ -154,13 +154,13 @@ def test_nested_sessions_use_the_inner_contract():
     assert outer.report().to_dict()["contract"] == "full"
 
 
-def test_a_cache_on_a_detached_model_says_so():
+def test_a_closed_cache_says_so():
     model = tiny("llama")
-    cache = kvpress.CompressedCache(model, "full")
-    cache.close()
     with torch.no_grad():
+        cache = kvpress.CompressedCache(model, "full")
         model(input_ids=prompts(1, 10)[0], past_key_values=cache)
-        with pytest.raises(KvpressError, match="not attached"):
+        cache.close()
+        with pytest.raises(KvpressError, match="closed"):
             model(input_ids=prompts(1, 1)[0], past_key_values=cache)
 
 

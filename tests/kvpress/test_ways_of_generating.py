@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_support import kept, small
 from tiny_models import prompts, tiny
 
 import kvpress
@@ -9,24 +10,10 @@ import kvpress
 GREEDY = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
 
 
-def small(name, **slots):
-    """A preset at 40 % with protections that fit a short prompt."""
-    contract = kvpress.Contract.load(name, 0.4)
-    if contract.protection.kind == "standard" and contract.protection.recent > 8:
-        contract = contract.swap(protection={**contract.protection.model_dump(), "recent": 8})
-    if name == "kvzip":
-        slots["query_law"] = {"kind": "reconstruction", "chunk": 32, "instruction": "", "continuation": ""}
-    return contract.swap(**slots)
-
-
 def generate(model, contract, **inputs):
     with kvpress.compress(model, contract) as session:
         tokens = model.generate(**inputs)
     return tokens, session
-
-
-def kept(session):
-    return [[p.tolist() for _, _, p in layer.storage.store.segments()] for layer in session.cache.compressed_layers]
 
 
 @pytest.mark.parametrize("name", ["snapkv", "h2o", "h2o_debiased", "mii", "adakv", "tova", "kvzip", "mii_blocks"])

@@ -23,6 +23,8 @@ STAGE_BYTES = 8 << 20
 class _Buffers(threading.local):
     def __init__(self) -> None:
         self.flat: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self.latest_key: tuple[tuple[int, ...], torch.dtype, torch.device] | None = None
+        self.latest = torch.empty(0)
 
 
 _buffers = _Buffers()
@@ -39,7 +41,11 @@ def has_native_dot(dtype: torch.dtype) -> bool:
     probe = getattr(torch.cpu, "get_capabilities", None)
     flags = probe() if probe is not None else {}
     names = ("avx512_bf16", "amx_bf16") if dtype == torch.bfloat16 else ("avx512_fp16", "amx_fp16")
-    return any(bool(flags.get(name)) for name in names)
+    if any(bool(flags.get(name)) for name in names):
+        return True
+    # an older torch has no list of capabilities, but this question
+    older = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return dtype == torch.bfloat16 and older is not None and bool(older())
 
 
 def matmul_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -56,6 +62,9 @@ def stage(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
 
     One buffer per thread, dtype and device. Requests above STAGE_BYTES are served, but not kept.
     """
+    key = (shape, dtype, device)
+    if key == _buffers.latest_key:  # all layers of a step ask for the same
+        return _buffers.latest
     numel = math.prod(shape)
     flat = _buffers.flat.get((dtype, device))
     if flat is None or flat.numel() < numel:
@@ -64,4 +73,7 @@ def stage(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
             flat = torch.empty(numel, dtype=dtype, device=device)
         if flat.nbytes <= STAGE_BYTES:
             _buffers.flat[(dtype, device)] = flat
-    return flat[:numel].view(shape)
+    view = flat[:numel].view(shape)
+    if flat.nbytes <= STAGE_BYTES:
+        _buffers.latest_key, _buffers.latest = key, view
+    return view
