@@ -93,4 +93,5 @@ def _output_weight(module: nn.Module, n_query_heads: int) -> Tensor:
             f"{type(module).__name__} has no plain output projection (W_O), which this ranking reads: "
             f"use a ranking in value space, for example mii or vatp"
         )
-    return weight.detach().T.unflatten(0, (n_query_heads, -1))
+    per_head: Tensor = weight.detach().T.unflatten(0, (n_query_heads, -1))
+    return per_head
