@@ -83,7 +83,6 @@ def make_arms(model: PreTrainedModel, quarter: Recorder, ids: Tensor) -> dict[st
     transformers, floor = (DynamicCache(config=model.config.get_text_config(decoder=True)) for _ in range(2))
     model(input_ids=ids[:, :FLOOR_TOKENS], past_key_values=floor, use_cache=True, logits_to_keep=1)
     full = CompressedCache(model, "full")
-    full.close()
     full.begin_prompt(quarter.get_seq_length())
     compressed = {layer.index: layer for layer in full.compressed_layers}
     for index, (keys, values) in sorted(quarter.given.items()):
@@ -92,6 +91,7 @@ def make_arms(model: PreTrainedModel, quarter: Recorder, ids: Tensor) -> dict[st
         if index in compressed:  # what the attention function does once it has attended to the prompt
             compressed[index]._pending = None
             full.prompt_read(compressed[index])
+    full.close()
     quarter.given.clear()
     return {
         "transformers": Arm(transformers),

@@ -77,6 +77,11 @@ class PackedStore:
         per_segment = [count for count in counts for _ in range(self.n_heads)]
         if any(n + new > room for n, new, room in zip(self.lengths, per_segment, self.room, strict=True)):
             self._grow(per_segment)
+        self._make_writable()
+        if valid is None and len(set(self.lengths)) == 1 and len(set(self.room)) == 1:
+            self._append_evenly(keys, values, columns)
+            self.lengths = [n + n_new for n in self.lengths]
+            return
         ends = torch.tensor([s + n for s, n in zip(self.starts, self.lengths, strict=True)])
         if valid is None:
             target = (ends[:, None] + torch.arange(n_new)).flatten().to(self.keys.device)
@@ -89,13 +94,23 @@ class PackedStore:
             mask = chosen.to(keys.device)
             source_keys, source_values = keys.flatten(0, 1)[mask], values.flatten(0, 1)[mask]
             source_columns = columns.expand(len(self.lengths), -1)[mask.to(columns.device)]
-        if self.keys.is_inference() and not torch.is_inference_mode_enabled():
-            # written under torch.inference_mode, continued outside it: such buffers cannot be written any more
-            self.keys, self.values, self.positions = self.keys.clone(), self.values.clone(), self.positions.clone()
         self.keys.index_copy_(0, target, source_keys)
         self.values.index_copy_(0, target, source_values)
         self.positions.index_copy_(0, target, source_columns.to(self.positions))
         self.lengths = [n + new for n, new in zip(self.lengths, per_segment, strict=True)]
+
+    def _append_evenly(self, keys: Tensor, values: Tensor, columns: Tensor) -> None:
+        """`append` where all segments end at the same offset: one strided copy instead of an index (half the time)."""
+        first, room, n_new = self.lengths[0], self.room[0], keys.shape[2]
+        new = slice(first, first + n_new)
+        self.keys.view(-1, room, keys.shape[-1])[:, new] = keys.flatten(0, 1)
+        self.values.view(-1, room, values.shape[-1])[:, new] = values.flatten(0, 1)
+        self.positions.view(-1, room)[:, new] = columns.to(self.positions)
+
+    def _make_writable(self) -> None:
+        """Buffers from torch.inference_mode cannot be written outside it: continue on copies."""
+        if self.keys.is_inference() and not torch.is_inference_mode_enabled():
+            self.keys, self.values, self.positions = self.keys.clone(), self.values.clone(), self.positions.clone()
 
     def keep(self, kept: Sequence[Tensor]) -> None:
         """Reduce every segment to the tokens that `kept` [n] (ascending indices) names, and free the rest."""

@@ -58,6 +58,7 @@ def demo(
         prompt = given[0].run.prompt_tokens
         out.print(f"\nSmolLM2-135M-Instruct, {model.dtype}, {model.device}; prompts of about {prompt:,} tokens\n")
         out.print(answer_table(given))
+        out.print()
         out.print(cost_table(given))
         words = "kept every answer that the full cache gets right" if not lost else f"lost {len(lost)} of its answers"
         out.print(f"\n{CONTRACTS[0]} at {budget:.0%} {words}.")
@@ -82,10 +83,11 @@ def by_arm(given: list[Answer]) -> dict[str, list[Answer]]:
 
 def answer_table(given: list[Answer]) -> Table:
     """Each question with the answer of each arm, right ones in green."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 1, 0))
+    table = Table(box=box.HORIZONTALS, pad_edge=False, show_lines=True)
     table.add_column("question", ratio=2)
     grouped = by_arm(given)
     for name in grouped:
