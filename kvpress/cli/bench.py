@@ -19,7 +19,7 @@ def _keep_subcommands() -> None:
 
 @app.command("decode")
 def decode(
-    context: Annotated[int, typer.Option(min=64, help="Tokens in the cache.")] = 8192,
+    context: Annotated[int, typer.Option(min=256, help="Tokens in the cache.")] = 8192,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Hub id, folder or .gguf; default: Qwen2.5-0.5B's shape.")
     ] = None,
