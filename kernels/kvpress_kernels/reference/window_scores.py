@@ -263,7 +263,9 @@ def _gather(probs: Tensor, unit_slots: Tensor) -> Tensor:
     n_units, size = unit_slots.shape
     unbroken = n_units > 0 and int(unit_slots.max()) == probs.shape[-1] - 1 and bool((unit_slots[:-1] >= 0).all())
     if unbroken:  # only the last block may be short: a view does
-        view: Tensor = torch.nn.functional.pad(probs, (0, n_units * size - probs.shape[-1])).unflatten(-1, (n_units, size))
+        view: Tensor = torch.nn.functional.pad(probs, (0, n_units * size - probs.shape[-1])).unflatten(
+            -1, (n_units, size)
+        )
         return view
     gathered = probs[..., unit_slots.clamp(min=0)]
     return gathered if bool((unit_slots >= 0).all()) else gathered * (unit_slots >= 0)
