@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from importlib import resources
 
@@ -15,8 +16,15 @@ class Question:
     accepted: tuple[str, ...]
 
     def is_right(self, answer: str) -> bool:
-        """True if the answer contains an accepted string, upper and lower case alike."""
-        return any(string.casefold() in answer.casefold() for string in self.accepted)
+        """True if the first sentence of the answer contains an accepted string, upper and lower case alike.
+
+        A small model that does not know goes on talking; what it mentions later is no answer.
+        """
+        return self.mentioned_in(re.split(r"(?<=[.!?])\s|\n", answer.strip(), maxsplit=1)[0])
+
+    def mentioned_in(self, text: str) -> bool:
+        """True if the text contains an accepted string anywhere."""
+        return any(string.casefold() in text.casefold() for string in self.accepted)
 
 
 def read_document() -> str:
