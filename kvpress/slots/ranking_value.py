@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kvpress.slots.ranking import Ranking
+from kvpress.slots.ranking import Mass, Ranking
 from kvpress_kernels.reference.window_scores import MIN_REST, change
 
 if TYPE_CHECKING:
@@ -78,37 +78,23 @@ class AlphaLeverage(OutputChange, kind="alpha_leverage"):
         return self.alpha
 
 
-class VATP(Ranking, kind="vatp"):
+class VATP(Mass, kind="vatp"):
     """Mass times |v|_1."""
 
     source: ClassVar[str] = "arXiv 2406.12335 (VATP)"
-
-    @property
-    def statistics(self) -> frozenset[str]:
-        return frozenset({"mass"})
-
-    def exposure(self, statistics: dict[str, Tensor], features: UnitFeatures) -> Tensor:
-        return statistics["mass"]
 
     def weigh(self, pooled: Tensor | None, features: UnitFeatures) -> Tensor:
         assert pooled is not None
         return pooled * features.value_norm(1)
 
 
-class CriticalKV(Ranking, kind="criticalkv"):
+class CriticalKV(Mass, kind="criticalkv"):
     """Two stages: half of the budget by mass, the rest by (mass + epsilon) * mean over the group of |W_O v|_1."""
 
     source: ClassVar[str] = "arXiv 2502.03805 (CriticalKV), Algorithm 1"
     needs_output_weight: ClassVar[bool] = True
     first_stage_share: float = Field(default=0.5, ge=0, le=1)
     epsilon: float = Field(default=1e-4, ge=0)
-
-    @property
-    def statistics(self) -> frozenset[str]:
-        return frozenset({"mass"})
-
-    def exposure(self, statistics: dict[str, Tensor], features: UnitFeatures) -> Tensor:
-        return statistics["mass"]
 
     def weigh(self, pooled: Tensor | None, features: UnitFeatures) -> Tensor:
         assert pooled is not None
@@ -119,20 +105,13 @@ class CriticalKV(Ranking, kind="criticalkv"):
         return self.first_stage_share, pooled
 
 
-class CAOTE(Ranking, kind="caote"):
+class CAOTE(Mass, kind="caote"):
     """alpha/(1 - alpha) * |o - v|_2 with alpha the pooled mass scaled to sum to 1, and o = sum alpha v.
 
     Scaling to sum 1 is the paper's rule for scores that are not one query's attention (its meta-eviction form).
     """
 
     source: ClassVar[str] = "arXiv 2504.14051 (CAOTE) eq. 6-8"
-
-    @property
-    def statistics(self) -> frozenset[str]:
-        return frozenset({"mass"})
-
-    def exposure(self, statistics: dict[str, Tensor], features: UnitFeatures) -> Tensor:
-        return statistics["mass"]
 
     def weigh(self, pooled: Tensor | None, features: UnitFeatures) -> Tensor:
         assert pooled is not None

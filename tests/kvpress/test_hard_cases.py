@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_support import kept, small
+from generation_support import kept, small
 from tiny_models import prompts, tiny
 
 import kvpress

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_support import kept, small
+from generation_support import kept, small
 from tiny_models import prompts, tiny
 
 import kvpress
