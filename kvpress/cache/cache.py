@@ -140,7 +140,8 @@ class CompressedCache(Cache):
         for layer in self.compressed_layers:
             layer.evidence.clear()
         for layer in self._other_layers:  # so that a sliding layer can go back to here
-            layer.activate_past_recording()
+            if hasattr(layer, "activate_past_recording"):
+                layer.activate_past_recording()
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens, given as a negative number.
@@ -149,7 +150,8 @@ class CompressedCache(Cache):
             KvpressError: a sliding-window layer has already let go of what would come back; no layer is changed.
         """
         for layer in self._other_layers if tokens_to_remove else []:
-            if layer.get_seq_length() >= layer.sliding_window and not layer.record_past:
+            # older transformers (5.13) cannot record the past; there the layer itself says what it cannot do
+            if layer.get_seq_length() >= layer.sliding_window and not getattr(layer, "record_past", True):
                 raise KvpressError(
                     f"the sliding-window layers ({layer.sliding_window} tokens) have let go of what crop would bring back: "
                     f"call cache.freeze() (or activate_past_recording) before the tokens that will be cropped"
