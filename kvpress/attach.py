@@ -159,9 +159,10 @@ def _generate(model: PreTrainedModel, generate: Any, *args: Any, **kwargs: Any) 
 
     sessions = _sessions(model)
     cache = kwargs.get("past_key_values")
-    config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or model.generation_config
+    given = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
+    config = given or model.generation_config
     if cache is None and sessions:
-        if kwargs.get("use_cache") is False:
+        if kwargs.get("use_cache") is False or getattr(given, "use_cache", None) is False:
             raise InputError(
                 "use_cache=False leaves nothing to compress: drop it, or leave the kvpress.compress context"
             )

@@ -1,16 +1,15 @@
 """Which device and which dtype a model gets when the user names none.
 
-bfloat16 on a CPU is a trap: without native bf16 dot products (AVX512-BF16, AMX, Arm's BF16 extension) each matmul
+bfloat16 on a CPU is a trap: without native bf16 dot products (AVX512-BF16, AMX) each matmul
 converts its operands, and a forward pass takes about three times as long as in float32.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from kvpress.errors import InputError
+from kvpress_kernels.reference.cpu_route import has_native_dot
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -36,19 +35,8 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def cpu_has_native_bf16() -> bool:
-    """True where the CPU multiplies bfloat16 without converting it first."""
-    # helpers of torch 2.8 to 2.13 that carry an underscore: a release without them falls through to the kernel's list
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        supported = getattr(torch.cpu, name, None)
-        if supported is not None and supported():
-            return True
-    try:
-        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    # x86 lists "flags", Arm "Features"; each core has the same line, so the first one is enough
-    flags = next((line for line in cpuinfo.splitlines() if line.startswith(("flags", "Features"))), "")
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.split())
+    """True where the CPU multiplies bfloat16 without converting it first; the decode path asks the same question."""
+    return has_native_dot(torch.bfloat16)
 
 
 def pick_dtype(name: str, device: torch.device, checkpoint: torch.dtype | None) -> torch.dtype:

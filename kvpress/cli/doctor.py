@@ -188,6 +188,7 @@ def _namesake() -> Check:
 def _hub() -> Check:
     """One request with a short timeout; offline is no fault, since folders and .gguf files need no hub."""
     from concurrent.futures import ThreadPoolExecutor
+    from http.client import HTTPException
     from urllib.request import urlopen
 
     from huggingface_hub import constants
@@ -197,7 +198,7 @@ def _hub() -> Check:
     pool = ThreadPoolExecutor(1)  # urlopen's timeout does not cover the look-up of the host's name
     try:
         pool.submit(lambda: urlopen(constants.ENDPOINT, timeout=HUB_SECONDS).close()).result(timeout=HUB_SECONDS + 1)
-    except Exception:
+    except (OSError, TimeoutError, HTTPException):
         return Check("model hub", None, f"no answer within {HUB_SECONDS} s: use folders and .gguf files")
     finally:
         pool.shutdown(wait=False)

@@ -41,10 +41,8 @@ class QueryLaw(Choice, slot="query_law"):
         return False
 
 
-class All(QueryLaw, kind="all"):
-    """Every query of the prompt and of the answer so far: cumulative attention."""
-
-    source: ClassVar[str] = "arXiv 2306.14048 (H2O)"
+class EveryQuery(QueryLaw):
+    """Base of the laws under which every query of the origin counts the same."""
 
     def weights(self, positions: Tensor, n_seen: int) -> Tensor:
         return (positions >= 0).double()
@@ -52,6 +50,12 @@ class All(QueryLaw, kind="all"):
     @property
     def cumulative(self) -> bool:
         return True
+
+
+class All(EveryQuery, kind="all"):
+    """Every query of the prompt and of the answer so far: cumulative attention."""
+
+    source: ClassVar[str] = "arXiv 2306.14048 (H2O)"
 
 
 class Tail(QueryLaw, kind="tail"):
@@ -98,23 +102,15 @@ class TailAnchors(QueryLaw, kind="tail_anchors"):
         return weights
 
 
-class FirstDecodeSteps(QueryLaw, kind="first_decode_steps"):
+class FirstDecodeSteps(EveryQuery, kind="first_decode_steps"):
     """The queries of the first n decode steps; needs the schedule `after_decode_steps` with the same n."""
 
     source: ClassVar[str] = "arXiv 2605.08234 section 2, Stage I repair (delayed eviction)"
     origin: ClassVar[Origin] = "first_decode_steps"
     n: int = Field(default=8, ge=1)
 
-    def weights(self, positions: Tensor, n_seen: int) -> Tensor:
-        # the buffer that this law reads holds decode queries only
-        return (positions >= 0).double()
 
-    @property
-    def cumulative(self) -> bool:
-        return True
-
-
-class Reconstruction(QueryLaw, kind="reconstruction"):
+class Reconstruction(EveryQuery, kind="reconstruction"):
     """The model's queries while it is made to repeat the context, in chunks over the full cache.
 
     Each chunk is fed as `instruction` + chunk; `continuation` with the chunk's preceding `hint_tokens` replaces the
@@ -128,23 +124,9 @@ class Reconstruction(QueryLaw, kind="reconstruction"):
     continuation: str = "\n\nRepeat the part of the previous context exactly, starting with "
     hint_tokens: int = Field(default=8, ge=0)
 
-    def weights(self, positions: Tensor, n_seen: int) -> Tensor:
-        return (positions >= 0).double()
 
-    @property
-    def cumulative(self) -> bool:
-        return True
-
-
-class Oracle(QueryLaw, kind="oracle"):
+class Oracle(EveryQuery, kind="oracle"):
     """The queries of a reference continuation, which the caller gives (`reference=` of compress): an upper bound."""
 
     source: ClassVar[str] = "arXiv 2605.08234 section 2 (p*, the decode access law)"
     origin: ClassVar[Origin] = "oracle"
-
-    def weights(self, positions: Tensor, n_seen: int) -> Tensor:
-        return (positions >= 0).double()
-
-    @property
-    def cumulative(self) -> bool:
-        return True

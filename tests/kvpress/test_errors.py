@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny_models import COMMON, prompts, tiny
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, DynamicCache, GenerationConfig
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
 from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextConfig
 from transformers.models.t5.configuration_t5 import T5Config
@@ -154,6 +154,7 @@ def test_prompt_longer_than_the_model():
     ("inputs", "says"),
     [
         ({"use_cache": False}, "use_cache"),
+        ({"generation_config": GenerationConfig(use_cache=False)}, "use_cache"),
         ({"cache_implementation": "static"}, "cache_implementation"),
         ({"past_key_values": DynamicCache()}, "DynamicCache"),
     ],
