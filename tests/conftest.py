@@ -1,10 +1,12 @@
-"""Shared by all tests: no network for model files, one thread a worker, and a tiny model in a folder."""
+"""Shared by all tests: no network for model files, one thread a worker, kernels in the interpreter, a tiny model."""
 
 import os
 
 # before transformers is imported anywhere: it reads this once
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# before a kernel is decorated: tests run kernels in Triton's interpreter; compile-only tests start a process without it
+os.environ["TRITON_INTERPRET"] = "1"
 
 from pathlib import Path
 

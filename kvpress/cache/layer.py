@@ -25,8 +25,8 @@ from kvpress.errors import KvpressError, UnsupportedModelError
 from kvpress.evidence import LayerSpec, UnitFeatures
 from kvpress.selection import Problem
 from kvpress.slots.budget import Fraction
-from kvpress_kernels.reference.ragged_attention import ragged_attention
-from kvpress_kernels.reference.ragged_decode import ragged_decode
+from kvpress_kernels.reference.packed_attention import packed_attention
+from kvpress_kernels.reference.packed_decode import packed_decode
 
 if TYPE_CHECKING:
     from kvpress.cache.cache import CompressedCache
@@ -186,10 +186,10 @@ class CompressedLayer(CacheLayerMixin):
             "sinks": None if self.spec.sinks is None else self.spec.sinks.flatten(),
         }
         if query.shape[2] == 1:
-            out = ragged_decode(grouped[..., 0, :], store.keys, store.values, store.starts, store.lengths, **options)
+            out = packed_decode(grouped[..., 0, :], store.keys, store.values, store.starts, store.lengths, **options)
             return out.flatten(1, 2)[:, None]
         columns = torch.arange(first, first + query.shape[2], device=query.device)
-        out = ragged_attention(
+        out = packed_attention(
             grouped, store.keys, store.values, store.positions, store.starts, store.lengths, columns, **options
         )
         return out.flatten(1, 2).transpose(1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""`ragged_decode` against attention computed head by head in float64."""
+"""`packed_decode` against attention computed head by head in float64."""
 
 import math
 from itertools import accumulate
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvpress_kernels.reference import cpu_route, ragged_units
-from kvpress_kernels.reference.ragged_decode import ragged_decode
+from kvpress_kernels.reference import cpu_route, packed_units
+from kvpress_kernels.reference.packed_decode import packed_decode
 
 # relative error of the whole result; a half result carries at least its own rounding
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}
@@ -76,7 +76,7 @@ def test_against_float64(shape, dtype, native, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     args = make(*shape, dtype=dtype)
     scale = shape[3] ** -0.5
-    out = ragged_decode(*args, scale=scale)
+    out = packed_decode(*args, scale=scale)
     assert out.dtype == dtype
     assert out.shape == (*args[0].shape[:3], shape[4])
     assert_close(out, brute_force(*args, scale=scale), (NATIVE_TOLERANCE if native else TOLERANCE)[dtype])
@@ -90,13 +90,13 @@ def test_sinks_and_softcap(lengths, threads, monkeypatch):
     sinks = torch.tensor([0.5, -3.0, 8.0, 0.0, 100.0, -100.0])
     for options in ({"sinks": sinks}, {"softcap": 2.0}, {"sinks": sinks, "softcap": 2.0}):
         ref = brute_force(*args, scale=0.4, **options)
-        assert_close(ragged_decode(*args, scale=0.4, **options), ref, 1e-6)
+        assert_close(packed_decode(*args, scale=0.4, **options), ref, 1e-6)
 
 
 def test_sinks_repeat_over_the_batch():
     args = make(3, 2, 2, 8, 8, [4, 9, 2, 2, 30, 1])
     sinks = torch.randn(4)
-    assert_close(ragged_decode(*args, scale=1.0, sinks=sinks), brute_force(*args, scale=1.0, sinks=sinks), 1e-6)
+    assert_close(packed_decode(*args, scale=1.0, sinks=sinks), brute_force(*args, scale=1.0, sinks=sinks), 1e-6)
 
 
 def test_equals_sdpa_in_float32():
@@ -104,7 +104,7 @@ def test_equals_sdpa_in_float32():
     k = keys[2 : 2 + 2048].view(2, 2, 512, 64)
     v = values[2 : 2 + 2048].view(2, 2, 512, 64)
     sdpa = F.scaled_dot_product_attention(query.flatten(1, 2)[:, :, None], k, v, enable_gqa=True)
-    out = ragged_decode(query, keys, values, starts, lengths, scale=0.125)
+    out = packed_decode(query, keys, values, starts, lengths, scale=0.125)
     torch.testing.assert_close(out.flatten(1, 2)[:, :, None], sdpa, rtol=0, atol=1e-6)
 
 
@@ -114,7 +114,7 @@ def test_no_worse_than_sdpa_in_bfloat16(monkeypatch):
     ref = brute_force(query, keys, values, starts, lengths, scale=0.125)
     k, v = (x[2 : 2 + 1024].view(1, 2, 512, 64) for x in (keys, values))
     sdpa = F.scaled_dot_product_attention(query.flatten(1, 2)[:, :, None], k, v, enable_gqa=True).view(ref.shape)
-    ours = ragged_decode(query, keys, values, starts, lengths, scale=0.125)
+    ours = packed_decode(query, keys, values, starts, lengths, scale=0.125)
     assert (ours.double() - ref).norm() <= (sdpa.double() - ref).norm()
 
 
@@ -126,11 +126,11 @@ def test_extreme_logits(lengths, dtype):
         q = torch.full_like(query, factor / 16)
         for start, n in zip(starts, lengths, strict=True):
             keys[start : start + n] = 1.0
-        out = ragged_decode(q, keys, values, starts, lengths, scale=1.0)  # logits are all `factor`: plain means
+        out = packed_decode(q, keys, values, starts, lengths, scale=1.0)  # logits are all `factor`: plain means
         assert_close(out, brute_force(q, keys, values, starts, lengths, scale=1.0), TOLERANCE[dtype])
         for start in starts:
             keys[start] = 0.5  # one token far above or below the rest
-        out = ragged_decode(q, keys, values, starts, lengths, scale=1.0)
+        out = packed_decode(q, keys, values, starts, lengths, scale=1.0)
         assert_close(out, brute_force(q, keys, values, starts, lengths, scale=1.0), TOLERANCE[dtype])
 
 
@@ -140,34 +140,34 @@ def test_staging_buffer_smaller_than_the_store(lengths, monkeypatch):
     args = make(1, 2, 7, 16, 16, lengths, dtype=torch.bfloat16)
     monkeypatch.setattr(cpu_route, "has_native_dot", lambda _: False)
     ref = brute_force(*args, scale=0.25)
-    assert_close(ragged_decode(*args, scale=0.25), ref, 4e-3)
+    assert_close(packed_decode(*args, scale=0.25), ref, 4e-3)
     for tokens in (1, 300, 2000):
         monkeypatch.setattr(cpu_route, "STAGE_BYTES", tokens * 16 * 4)
-        assert_close(ragged_decode(*args, scale=0.25), ref, 4e-3)
+        assert_close(packed_decode(*args, scale=0.25), ref, 4e-3)
 
 
 def test_buffers_survive_modes_and_bad_values():
     """No inference tensor, gradient or NaN stays in the reused buffers."""
     args = make(1, 2, 3, 16, 16, [10, 7])
-    ref = ragged_decode(*args, scale=0.25)
+    ref = packed_decode(*args, scale=0.25)
     poisoned = [args[0], torch.full_like(args[1], math.nan), torch.full_like(args[2], math.inf), *args[3:]]
-    assert torch.isnan(ragged_decode(*poisoned, scale=0.25)).all()
+    assert torch.isnan(packed_decode(*poisoned, scale=0.25)).all()
     with torch.inference_mode():
-        assert torch.equal(ragged_decode(*args, scale=0.25), ref)
+        assert torch.equal(packed_decode(*args, scale=0.25), ref)
     trained = [args[0].clone().requires_grad_(), *args[1:]]
-    assert torch.equal(ragged_decode(*trained, scale=0.25), ref)
-    assert not ragged_decode(*trained, scale=0.25).requires_grad
+    assert torch.equal(packed_decode(*trained, scale=0.25), ref)
+    assert not packed_decode(*trained, scale=0.25).requires_grad
     with torch.inference_mode():
         uniform = make(1, 2, 3, 200, 200, [700, 700], dtype=torch.float16)
-        first = ragged_decode(*uniform, scale=0.25)
-    assert torch.equal(ragged_decode(*uniform, scale=0.25), first)
+        first = packed_decode(*uniform, scale=0.25)
+    assert torch.equal(packed_decode(*uniform, scale=0.25), first)
 
 
 def test_strided_buffers_and_queries():
     query, keys, values, starts, lengths = make(1, 2, 3, 16, 16, [300, 300])
     wide = torch.stack((keys, values), dim=1)  # K and V interleaved: token stride 2 * dim
     turned = query.transpose(1, 2).contiguous().transpose(1, 2)
-    out = ragged_decode(turned, wide[:, 0], wide[:, 1], starts, lengths, scale=0.25)
+    out = packed_decode(turned, wide[:, 0], wide[:, 1], starts, lengths, scale=0.25)
     assert_close(out, brute_force(query, keys, values, starts, lengths, scale=0.25), 1e-6)
 
 
@@ -183,14 +183,14 @@ def test_permuted_segments_permute_the_output(lengths, group, unit, seed, data):
     """The result of a segment depends neither on its neighbours nor on how the work is cut into units."""
     query, keys, values, starts, lengths = make(1, len(lengths), group, 8, 6, lengths, torch.float64, seed=seed)
     order = data.draw(st.permutations(range(len(lengths))))
-    out = ragged_decode(query, keys, values, starts, lengths, scale=0.5)
-    size, ragged_units.UNIT_TOKENS = ragged_units.UNIT_TOKENS, unit
+    out = packed_decode(query, keys, values, starts, lengths, scale=0.5)
+    size, packed_units.UNIT_TOKENS = packed_units.UNIT_TOKENS, unit
     try:
-        moved = ragged_decode(
+        moved = packed_decode(
             query[:, order], keys, values, [starts[i] for i in order], [lengths[i] for i in order], scale=0.5
         )
     finally:
-        ragged_units.UNIT_TOKENS = size
+        packed_units.UNIT_TOKENS = size
     torch.testing.assert_close(moved, out[:, order], rtol=0, atol=1e-13)
 
 
@@ -202,22 +202,22 @@ def test_parts_of_a_segment_join_by_their_mass(first, second, seed):
     begin = starts[0]
     mass = (query[0, 0] @ keys[begin : begin + first + second].T).exp()
     share = mass[:, :first].sum(-1, keepdim=True) / mass.sum(-1, keepdim=True)
-    left = ragged_decode(query, keys, values, [begin], [first], scale=1.0)[0, 0]
-    right = ragged_decode(query, keys, values, [begin + first], [second], scale=1.0)[0, 0]
-    whole = ragged_decode(query, keys, values, [begin], [first + second], scale=1.0)[0, 0]
+    left = packed_decode(query, keys, values, [begin], [first], scale=1.0)[0, 0]
+    right = packed_decode(query, keys, values, [begin + first], [second], scale=1.0)[0, 0]
+    whole = packed_decode(query, keys, values, [begin], [first + second], scale=1.0)[0, 0]
     torch.testing.assert_close(whole, share * left + (1 - share) * right, rtol=0, atol=1e-12)
 
 
 def test_refusals():
     query, keys, values, starts, lengths = make(1, 2, 3, 16, 16, [10, 7])
     with pytest.raises(ValueError, match="head_dim 16"):
-        ragged_decode(query, keys[:, :8], values, starts, lengths, scale=1.0)
+        packed_decode(query, keys[:, :8], values, starts, lengths, scale=1.0)
     with pytest.raises(ValueError, match="expected 2 segments"):
-        ragged_decode(query, keys, values, starts[:1], lengths[:1], scale=1.0)
+        packed_decode(query, keys, values, starts[:1], lengths[:1], scale=1.0)
     with pytest.raises(ValueError, match="outside the buffer"):
-        ragged_decode(query, keys, values, starts, [10, 700], scale=1.0)
+        packed_decode(query, keys, values, starts, [10, 700], scale=1.0)
     with pytest.raises(ValueError, match="6 logits"):
-        ragged_decode(query, keys, values, starts, lengths, scale=1.0, sinks=torch.zeros(2))
+        packed_decode(query, keys, values, starts, lengths, scale=1.0, sinks=torch.zeros(2))
 
 
 def test_native_dot_is_a_decision_per_dtype():

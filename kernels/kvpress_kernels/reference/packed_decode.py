@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvpress_kernels.reference import cpu_route
-from kvpress_kernels.reference.ragged_units import UNIT_TOKENS, decode_units, finish_logits, softmax_dtype
+from kvpress_kernels.reference.packed_units import UNIT_TOKENS, decode_units, finish_logits, softmax_dtype
 
 
-def ragged_decode(
+def packed_decode(
     query: Tensor,
     keys: Tensor,
     values: Tensor,

@@ -2,7 +2,7 @@
 
 Each segment is cut into units of equal size, so that heads of different lengths share a matmul without being
 padded to the longest one; at most one unit per segment is partly filled. The partial results of a segment's
-units are joined by their common maximum, as in flash-decoding. Used by `ragged_decode`.
+units are joined by their common maximum, as in flash-decoding. Used by `packed_decode`.
 """
 
 from __future__ import annotations

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from kvpress_kernels.reference import cpu_route
-from kvpress_kernels.reference.ragged_decode import check_segments
-from kvpress_kernels.reference.ragged_units import softmax_dtype
+from kvpress_kernels.reference.packed_decode import check_segments
+from kvpress_kernels.reference.packed_units import softmax_dtype
 
 # Scores and their softmax exist at the same time, so half of it each.
 SCORE_BYTES = 64 << 20
 
 
 @torch.no_grad()
-def ragged_attention(
+def packed_attention(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -41,7 +41,7 @@ def ragged_attention(
     [capacity] int32, the original position of each stored token, ascending inside a segment. starts, lengths:
     B*Hkv host integers in (row, KV head) order. query_positions: [Q] int64, in any order, the same for all
     rows: a stored token is seen by a query when its position is not larger. softcap, sinks: as in
-    `ragged_decode`.
+    `packed_decode`.
 
     Returns [B, Hkv, G, Q, Dv] in the dtype of query; a query that sees no token gives zeros. The softmax is
     float32, or float64 for a float64 query. Besides the result it takes SCORE_BYTES and one segment's K and V.

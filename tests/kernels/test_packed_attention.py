@@ -1,4 +1,4 @@
-"""`ragged_attention` against attention computed query by query in float64."""
+"""`packed_attention` against attention computed query by query in float64."""
 
 import math
 
@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvpress_kernels.reference import cpu_route, ragged_attention
-from kvpress_kernels.reference.ragged_attention import ragged_attention as attend
-from kvpress_kernels.reference.ragged_decode import ragged_decode
+from kvpress_kernels.reference import cpu_route, packed_attention
+from kvpress_kernels.reference.packed_attention import packed_attention as attend
+from kvpress_kernels.reference.packed_decode import packed_decode
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 NATIVE_TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -127,16 +127,16 @@ def test_scores_stay_below_the_limit(monkeypatch):
     args = make(1, 2, 3, 40, 8, 8, [60, 90], dtype=torch.float64)
     whole = attend(*args, scale=0.4)
     sizes = []
-    plain = ragged_attention._attend
+    plain = packed_attention._attend
 
     def measured(q_gqd, k_nd, *rest):
         sizes.append(q_gqd.shape[0] * q_gqd.shape[1] * k_nd.shape[0] * 8)
         return plain(q_gqd, k_nd, *rest)
 
-    monkeypatch.setattr(ragged_attention, "_attend", measured)
+    monkeypatch.setattr(packed_attention, "_attend", measured)
     for limit in (1, 30_000, 80_000):
         sizes.clear()
-        monkeypatch.setattr(ragged_attention, "SCORE_BYTES", limit)
+        monkeypatch.setattr(packed_attention, "SCORE_BYTES", limit)
         torch.testing.assert_close(attend(*args, scale=0.4), whole, rtol=0, atol=1e-13)
         assert max(sizes) <= max(limit, 3 * 90 * 8)
         assert len(sizes) > 2
@@ -145,7 +145,7 @@ def test_scores_stay_below_the_limit(monkeypatch):
 def test_one_query_equals_decode():
     query, keys, values, positions, starts, lengths, at = make(2, 2, 7, 1, 16, 16, [50, 20, 0, 99])
     out = attend(query, keys, values, positions, starts, lengths, at, scale=0.25)
-    single = ragged_decode(query[:, :, :, 0], keys, values, starts, lengths, scale=0.25)
+    single = packed_decode(query[:, :, :, 0], keys, values, starts, lengths, scale=0.25)
     torch.testing.assert_close(out[:, :, :, 0], single, rtol=0, atol=1e-6)
 
 

@@ -1,0 +1,163 @@
+"""Pages: fixed-size runs of tokens of one (row, KV head), and how kernels and torch find them.
+
+A page is one run of bytes, so that one address finds all of it:
+
+    keys [P, Dk] | values [P, Dv] | positions [P] int32        (each part starts at a multiple of 16 bytes)
+
+Pages live in slabs, plain uint8 tensors that come from and go back to torch's allocator. A page table does not hold
+the number of a page but its *entry*: the distance of its first byte from the anchor, a small tensor that lives as long
+as the pages, in units of 16 bytes. So slabs may come and go while the tables of all other pages stay valid, a kernel
+needs one pointer and one 64-bit load per page, and the unit tells the compiler that 16-byte loads are aligned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: bytes of one step of a page table entry
+UNIT_BYTES = 16
+#: pages start on multiples of this within a slab, so that rows of keys do not straddle more memory sectors than needed
+PAGE_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class PageLayout:
+    """Shape of a page: `page_size` tokens of `key_dim` and `value_dim` numbers of `dtype`, and their positions."""
+
+    page_size: int
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+
+    @property
+    def value_offset(self) -> int:
+        """First byte of the values."""
+        return _round_up(self.page_size * self.key_dim * self.dtype.itemsize, UNIT_BYTES)
+
+    @property
+    def position_offset(self) -> int:
+        """First byte of the positions."""
+        return self.value_offset + _round_up(self.page_size * self.value_dim * self.dtype.itemsize, UNIT_BYTES)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a page, padding included."""
+        return _round_up(self.position_offset + 4 * self.page_size, PAGE_ALIGNMENT)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that one token occupies, position included, padding of the page not."""
+        return (self.key_dim + self.value_dim) * self.dtype.itemsize + 4
+
+
+class PageViews(NamedTuple):
+    """Typed views of m pages: keys [m, P, Dk], values [m, P, Dv], positions [m, P] int32."""
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+
+
+class Pages:
+    """Slabs of pages of one layout on one device.
+
+    anchor: a small tensor of the layout's dtype; kernels add `entry * 16` bytes to its address.
+    """
+
+    def __init__(self, layout: PageLayout, device: torch.device | str) -> None:
+        self.layout, self.device = layout, torch.device(device)
+        with torch.inference_mode(False):  # an inference tensor could not be written outside inference mode later
+            self.anchor = torch.zeros(UNIT_BYTES, dtype=layout.dtype, device=self.device)
+        self._slabs: dict[int, Tensor] = {}  # by the entry of their first page
+
+    @property
+    def slabs(self) -> list[Tensor]:
+        """The slabs, uint8 [n_pages, page bytes], in no particular order."""
+        return list(self._slabs.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slabs."""
+        return sum(slab.untyped_storage().nbytes() for slab in self._slabs.values())
+
+    def add_slab(self, n_pages: int) -> Tensor:
+        """Allocate n_pages pages; returns their entries [n_pages] int64 on the host, ascending."""
+        with torch.inference_mode(False):
+            slab = torch.empty((n_pages, self.layout.nbytes), dtype=torch.uint8, device=self.device)
+        distance = slab.data_ptr() - self.anchor.data_ptr()
+        assert distance % UNIT_BYTES == 0, "torch aligns its allocations to 64 bytes on a CPU and 512 on a GPU"
+        first = distance // UNIT_BYTES
+        self._slabs[first] = slab
+        return torch.arange(n_pages) * (self.layout.nbytes // UNIT_BYTES) + first
+
+    def drop_slab(self, first: int) -> None:
+        """Give the slab whose first page has this entry back to the allocator."""
+        del self._slabs[first]
+
+    def read(self, entries: Tensor) -> PageViews:
+        """Copies of pages, for entries [m] on any device."""
+        layout, n = self.layout, entries.numel()
+        found = torch.empty((n, layout.nbytes), dtype=torch.uint8, device=self.device)
+        for slab, index, where in self._located(entries):
+            found[where] = slab[index]
+        return typed(found, layout)
+
+    def write(self, entries: Tensor, slots: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+        """Store tokens: token i goes to slot slots[i] of the page entries[i].
+
+        entries, slots: [m] int64; keys [m, Dk], values [m, Dv] of any float dtype; positions [m].
+        """
+        for slab, index, where in self._located(entries):
+            into, at = typed(slab, self.layout), slots.to(self.device)[where]
+            into.keys[index, at] = keys[where].to(self.layout.dtype)
+            into.values[index, at] = values[where].to(self.layout.dtype)
+            into.positions[index, at] = positions.to(self.device)[where].to(torch.int32)
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy whole pages, entries [m] to entries [m]; no page may be in both."""
+        block = torch.empty((source.numel(), self.layout.nbytes), dtype=torch.uint8, device=self.device)
+        for slab, index, where in self._located(source):
+            block[where] = slab[index]
+        for slab, index, where in self._located(target):
+            slab[index] = block[where]
+
+    def _located(self, entries: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """(slab, indices of pages in it, places in `entries`) for every slab that holds some of the entries."""
+        entries = entries.to(self.device)
+        step = self.layout.nbytes // UNIT_BYTES
+        if len(self._slabs) == 1:  # no look-up, and no wait for the device
+            ((first, slab),) = self._slabs.items()
+            return [(slab, (entries - first) // step, torch.arange(entries.numel(), device=self.device))]
+        found = []
+        for first, slab in self._slabs.items():
+            where = ((entries >= first) & (entries < first + slab.shape[0] * step)).nonzero().flatten()
+            if where.numel():
+                found.append((slab, (entries[where] - first) // step, where))
+        return found
+
+
+def typed(raw: Tensor, layout: PageLayout) -> PageViews:
+    """Views of raw pages [m, page bytes] uint8."""
+    end = layout.position_offset
+    n_key = layout.page_size * layout.key_dim * layout.dtype.itemsize
+    n_value = layout.page_size * layout.value_dim * layout.dtype.itemsize
+    return PageViews(
+        raw[:, :n_key].view(layout.dtype).unflatten(1, (layout.page_size, layout.key_dim)),
+        raw[:, layout.value_offset : layout.value_offset + n_value]
+        .view(layout.dtype)
+        .unflatten(1, (layout.page_size, layout.value_dim)),
+        raw[:, end : end + 4 * layout.page_size].view(torch.int32),
+    )
+
+
+def n_pages(lengths: Tensor, page_size: int) -> Tensor:
+    """Pages that segments of these lengths occupy."""
+    return (lengths + page_size - 1) // page_size
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
