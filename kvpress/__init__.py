@@ -16,6 +16,7 @@ from kvpress._guard import refuse_namesake
 refuse_namesake()
 
 if TYPE_CHECKING:
+    from kvpress.backend import BackendRequest
     from kvpress.cache import CompressedCache
     from kvpress.contract import Contract, differences, preset_names
     from kvpress.errors import KvpressError
@@ -23,10 +24,21 @@ if TYPE_CHECKING:
     from kvpress.session import Session, compress
 
 __version__ = "0.1.0"
-__all__ = ["CompressedCache", "Contract", "KvpressError", "Session", "compress", "differences", "load", "preset_names"]
+__all__ = [
+    "BackendRequest",
+    "CompressedCache",
+    "Contract",
+    "KvpressError",
+    "Session",
+    "compress",
+    "differences",
+    "load",
+    "preset_names",
+]
 
 # loaded on first use: `import kvpress` and `kvpress --help` must not wait for torch and transformers
 _HOMES = {
+    "BackendRequest": "kvpress.backend",
     "CompressedCache": "kvpress.cache",
     "Contract": "kvpress.contract",
     "differences": "kvpress.contract",

@@ -156,6 +156,7 @@ def _check_call(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
 def _generate(model: PreTrainedModel, generate: Any, *args: Any, **kwargs: Any) -> Any:
     """`model.generate` while attached: gives the session's cache, and tells it where the prompt ends."""
     from kvpress.cache import CompressedCache
+    from kvpress.graphs import graphed_decode
 
     sessions = _sessions(model)
     cache = kwargs.get("past_key_values")
@@ -187,7 +188,7 @@ def _generate(model: PreTrainedModel, generate: Any, *args: Any, **kwargs: Any) 
     before = cache.prompt_length, cache.get_seq_length()
     cache.begin_prompt(length)
     try:
-        with explain_out_of_memory(cache, length):
+        with explain_out_of_memory(cache, length), graphed_decode(model, cache):
             return generate(*args, **kwargs)
     finally:
         if cache.get_seq_length() == before[1]:  # refused before the first forward pass: no prompt was read

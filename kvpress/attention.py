@@ -67,6 +67,7 @@ def _make(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             output_weight=_output_weight(module, query.shape[1]).unflatten(0, (n_heads, group))
             if reads_output
             else None,
+            backend=layer.served_by,
         )
         return layer.attend(query, attention_mask, user_attention, spec), None
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kvpress_kernels.reference.window_scores import attention_probs, unit_vectors, window_scores
+from kvpress_kernels.dispatch import BackendName, op
+from kvpress_kernels.reference.window_scores import attention_probs, unit_vectors
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class LayerSpec:
     """What evidence needs to know of an attention layer.
 
     index: place among all layers; group: query heads per KV head; sinks: [H, G] learned logits or None;
-    output_weight: [H, G, Dv, hidden] slices of W_O, None when no slot reads it.
+    output_weight: [H, G, Dv, hidden] slices of W_O, None when no slot reads it. backend: who computes statistics.
     """
 
     index: int
@@ -31,6 +32,7 @@ class LayerSpec:
     softcap: float | None = None
     sinks: Tensor | None = None
     output_weight: Tensor | None = None
+    backend: BackendName = "torch"
 
     @cached_property
     def output_basis(self) -> Tensor:
@@ -117,7 +119,7 @@ class UnitFeatures:
         first = 0
         for group, table in self._pairs():
             heads = slice(first, first + group.keys.shape[0])
-            found = window_scores(
+            found = op("window_scores", self.spec.backend)(
                 queries.vectors[heads], group.keys, group.values, queries.positions, group.positions, queries.weights,
                 scale=self.spec.scale, statistics=names, unit_slots=table.slots, reducer=reducer,
                 softcap=self.spec.softcap, sinks=None if self.spec.sinks is None else self.spec.sinks[heads],

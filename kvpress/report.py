@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kvpress.backend import Backend
 from kvpress.selection import Decision, Problem
 
 if TYPE_CHECKING:
     from kvpress.cache import CompressedCache
     from kvpress.cache.layer import CompressedLayer
+    from kvpress.graphs import GraphRecord
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Report:
     def __str__(self) -> str:
         d = self.data
         lines = [
-            f"contract {d['contract']} ({d['contract_id'][:12]}), backend {d['backend']}",
+            f"contract {d['contract']} ({d['contract_id'][:12]}), backend {d['backend']} ({d['backend_reason']}), "
+            f"{d['store']} store" + (f" with pages of {d['page_size']} tokens" if d["page_size"] else ""),
             f"kept {d['kept_tokens']:.1f} of {d['seen_tokens']:.1f} tokens per KV head and row, "
             f"{d['cache_bytes'] / 2**20:.2f} of {d['full_bytes'] / 2**20:.2f} MiB ({d['byte_share']:.1%}; index "
             f"{d['index_bytes'] / 2**20:.2f}, slack {d['slack_bytes'] / 2**20:.2f})",
@@ -32,7 +36,7 @@ class Report:
             + (f"; {d['turns_kept_in_full']} later prompts kept in full" if d["turns_kept_in_full"] else ""),
             "seconds: "
             + ", ".join(f"{k} {v:.3f}" for k, v in d["seconds"].items())
-            + f" ({d['decode_steps']} decode steps)",
+            + f" ({d['decode_steps']} decode steps, {d['decode']})",
             f"{'layer':>5}  {'kept per head':<32} {'MiB':>8} {'of':>8} {'eta_proj':>8} {'eps_lat':>7} {'mass':>6} {'ties':>5}",
         ]
         for layer in d["layers"]:
@@ -83,15 +87,16 @@ def make_report(cache: CompressedCache) -> Report:
         + others
     )
     stores = [layer.storage.store for layer in ready if layer.storage.store is not None]
-    index = sum(store.positions.numel() * 4 for store in stores)
-    slack = sum((sum(store.room) - sum(store.lengths)) * store.token_bytes for store in stores)
+    index = sum(store.index_bytes for store in stores)
+    slack = sum(store.slack_bytes for store in stores) + sum(pool.idle_bytes for pool in plan.pools.values())
     seen = [n for layer in ready for n in _seen(layer)]
     by_layer = {row["layer"]: row for row in rows}
     return Report(
         {
             "contract": cache.contract.name,
             "contract_id": cache.contract.id,
-            "backend": "torch",
+            **_backend(plan.backends),
+            "decode": _decode(plan.graphs),
             "cache_bytes": cache.nbytes,
             "full_bytes": full,
             "byte_share": cache.nbytes / full if full else 0.0,
@@ -112,6 +117,31 @@ def make_report(cache: CompressedCache) -> Report:
             ],
         }
     )
+
+
+def _backend(backends: set[Backend]) -> dict[str, Any]:
+    """Who served the layers and where their tokens lie; several, joined by "+", where the devices of a model differ."""
+    used = sorted(backends, key=lambda backend: (backend.name, backend.store))
+
+    def joined(names: Iterable[str]) -> str:
+        return "+".join(dict.fromkeys(names)) or "none yet"
+
+    return {
+        "backend": joined(backend.name for backend in used),
+        "backend_reason": joined(backend.reason for backend in used),
+        "store": joined(backend.store for backend in used),
+        "page_size": next((backend.page_size for backend in used if backend.store == "paged"), None),
+    }
+
+
+def _decode(graphs: GraphRecord | None) -> str:
+    """How decode steps ran: eagerly, or replayed as CUDA graphs as far as that was possible, and why not further."""
+    if graphs is None:
+        return "eager"
+    told = [f"{n} steps eager: {reason}" for reason, n in graphs.eager.items()]
+    if graphs.replayed:
+        told.insert(0, f"CUDA graph, {graphs.replayed} steps replayed, captured {graphs.captured} times")
+    return "; ".join(told) or "no step yet"
 
 
 def _layer_rows(decisions: dict[tuple[int, int], dict[str, Any]], layer: CompressedLayer) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from kvpress.backend import BackendRequest
 from kvpress.contract import Contract
 from kvpress.prompt import check_length
 from kvpress.report import Report
@@ -71,12 +72,13 @@ def run(
     *,
     max_new_tokens: int,
     reference: torch.Tensor | None = None,
+    backend: str | BackendRequest = "auto",
     streamer: BaseStreamer | None = None,
 ) -> Run:
     """Generate greedily under `contract`, or with transformers' own full cache if it is None.
 
     input_ids: int64 [1, n_tokens], on any device.
-    reference: int64 [1, m], the answer whose queries an oracle contract takes as evidence.
+    reference: int64 [1, m], the answer whose queries an oracle contract takes as evidence. backend: as in `compress`.
     Raises InputError for a prompt longer than the model's context, KvpressError for what the contract cannot do.
     """
     n_prompt = input_ids.shape[1]
@@ -98,7 +100,7 @@ def run(
         output = model.generate(past_key_values=cache, **arguments)
         cache_bytes = full_cache_bytes(cache)
     else:
-        with compress(model, contract, tokenizer=tokenizer, reference=reference) as session:
+        with compress(model, contract, tokenizer=tokenizer, reference=reference, backend=backend) as session:
             output = model.generate(**arguments)
         report = session.report()
         cache_bytes = session.cache.nbytes if session.cache is not None else 0

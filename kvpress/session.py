@@ -9,11 +9,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvpress.attach import attach, detach
+from kvpress.backend import BackendRequest
 from kvpress.cache import CompressedCache
 from kvpress.contract import Contract, resolve
 from kvpress.errors import KvpressError
 from kvpress.report import Report
-from kvpress.support import cache_layers, check_contract_fits
+from kvpress.support import cache_layers, check_backend, check_contract_fits
 
 #: tokenizers of models that kvpress.load has opened, for query laws that need text
 _tokenizers: weakref.WeakKeyDictionary[PreTrainedModel, Any] = weakref.WeakKeyDictionary()
@@ -36,13 +37,19 @@ class Session:
     """
 
     def __init__(
-        self, model: PreTrainedModel, contract: Contract, tokenizer: Any = None, reference: Tensor | None = None
+        self,
+        model: PreTrainedModel,
+        contract: Contract,
+        tokenizer: Any = None,
+        reference: Tensor | None = None,
+        backend: str | BackendRequest = "auto",
     ) -> None:
         self.model, self.contract = model, contract
         self.tokenizer = tokenizer if tokenizer is not None else tokenizer_of(model)
         self.reference = reference
         self.cache: CompressedCache | None = None
         check_contract_fits(contract, model, cache_layers(model)[1], reference)
+        self.backend = check_backend(backend, model)
 
     def __enter__(self) -> Session:
         attach(self.model).sessions.append(self)
@@ -60,7 +67,9 @@ class Session:
         """A fresh cache under this session's contract."""
         if self.cache is not None:
             self.cache.close()
-        self.cache = CompressedCache(self.model, self.contract, tokenizer=self.tokenizer, reference=self.reference)
+        self.cache = CompressedCache(
+            self.model, self.contract, tokenizer=self.tokenizer, reference=self.reference, backend=self.backend
+        )
         return self.cache
 
     def report(self) -> Report:
@@ -81,6 +90,7 @@ def compress(
     budget: Any = None,
     tokenizer: Any = None,
     reference: Tensor | None = None,
+    backend: str | BackendRequest = "auto",
 ) -> Session:
     """A context in which `model.generate` (and `model(...)`) runs with a compressed cache.
 
@@ -89,8 +99,9 @@ def compress(
         budget: replaces the contract's budget: 0.25 or "25%" of the prompt, "512tokens" per head, "20MB" per sequence.
         tokenizer: for query_law `reconstruction`; known already if the model came from `kvpress.load`.
         reference: [B, m] token ids of a reference answer, for query_law `oracle`.
+        backend: "auto" (Triton kernels where they can run), "torch", "triton", or a BackendRequest.
 
     Raises:
-        ContractError, UnsupportedModelError: before anything is changed on the model.
+        ContractError, UnsupportedModelError, InputError: before anything is changed on the model.
     """
-    return Session(model, resolve(contract, budget), tokenizer, reference)
+    return Session(model, resolve(contract, budget), tokenizer, reference, backend)

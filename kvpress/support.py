@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from kvpress.backend import BackendRequest
 from kvpress.errors import ContractError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -88,6 +89,15 @@ def _own_layers(model: PreTrainedModel) -> tuple[list[Any], list[int]]:
 
 def _is_attention(layer: Any) -> bool:
     return type(layer) is DynamicLayer or type(layer).__name__ == "DynamicSlidingWindowLayer"
+
+
+def check_backend(backend: str | BackendRequest, model: PreTrainedModel) -> BackendRequest:
+    """The request behind a backend's name. Raise InputError if Triton was asked for by name and cannot serve the model."""
+    request = backend if isinstance(backend, BackendRequest) else BackendRequest(backend)
+    config = model.config.get_text_config(decoder=True)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    request.resolve(model.device, model.dtype, (head_dim,))
+    return request
 
 
 def check_contract_fits(

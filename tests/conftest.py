@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # before a kernel is decorated: tests run kernels in Triton's interpreter; compile-only tests start a process without it
 os.environ["TRITON_INTERPRET"] = "1"
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,19 @@ def tiny_llama(**changes):
     }
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
+
+
+@pytest.fixture(params=["packed", "paged"])
+def store(request, monkeypatch):
+    """Each test that uses it runs over both stores; pages are tiny, so that a short prompt fills many."""
+    if request.param == "paged":
+        from kvpress.backend import BackendRequest
+
+        real = BackendRequest.resolve
+        monkeypatch.setattr(
+            BackendRequest, "resolve", lambda self, *args: replace(real(self, *args), store="paged", page_size=4)
+        )
+    return request.param
 
 
 @pytest.fixture(scope="session")

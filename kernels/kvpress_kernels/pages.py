@@ -106,6 +106,13 @@ class Pages:
             found[where] = slab[index]
         return typed(found, layout)
 
+    def read_positions(self, entries: Tensor) -> Tensor:
+        """Positions [m, P] int32 of pages; their keys and values are not touched."""
+        found = torch.empty((entries.numel(), self.layout.page_size), dtype=torch.int32, device=self.device)
+        for slab, index, where in self._located(entries):
+            found[where] = typed(slab, self.layout).positions[index]
+        return found
+
     def write(self, entries: Tensor, slots: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Store tokens: token i goes to slot slots[i] of the page entries[i].
 

@@ -17,13 +17,14 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from kvpress.attach import attach, detach, is_attached
+from kvpress.backend import BackendRequest
 from kvpress.cache.layer import HANDLE_LOST, CompressedLayer
 from kvpress.cache.plan import Plan
 from kvpress.contract import Contract, resolve
 from kvpress.errors import KvpressError, UnsupportedModelError
 from kvpress.report import Report, decision_record, make_report
 from kvpress.selection import decide, score
-from kvpress.support import cache_layers, check_contract_fits, kv_heads
+from kvpress.support import cache_layers, check_backend, check_contract_fits, kv_heads
 
 
 class CompressedCache(Cache):
@@ -37,8 +38,10 @@ class CompressedCache(Cache):
         contract: preset name, YAML path, mapping or Contract; budget: replaces the contract's budget.
         tokenizer: for query_law `reconstruction`, whose instruction is text; found by itself after `kvpress.load`.
         reference: [B, m] token ids of the reference continuation, for query_law `oracle`.
+        backend: "auto", "torch", "triton", or a BackendRequest that also names the store and the page size.
 
     Raises:
+        InputError: the backend cannot serve this model here.
         UnsupportedModelError: the model's attention cannot be compressed.
         ContractError: the contract does not exist or does not fit the model.
     """
@@ -51,12 +54,14 @@ class CompressedCache(Cache):
         budget: Any = None,
         tokenizer: Any = None,
         reference: Tensor | None = None,
+        backend: str | BackendRequest = "auto",
     ) -> None:
         self.contract = resolve(contract, budget)
         layers, self.compressed = cache_layers(model)
         check_contract_fits(self.contract, model, self.compressed, reference)
         config = model.config.get_text_config(decoder=True)
-        self.plan = Plan(self.contract, len(self.compressed), sum(kv_heads(config, index) for index in self.compressed))
+        n_heads = sum(kv_heads(config, index) for index in self.compressed)
+        self.plan = Plan(self.contract, len(self.compressed), n_heads, check_backend(backend, model))
         for place, index in enumerate(self.compressed):
             layers[index] = CompressedLayer(self.plan, self, index, place)
         super().__init__(layers=layers)
@@ -96,8 +101,9 @@ class CompressedCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors that this cache owns: keys, values, positions, slack, kept queries, other layers."""
+        """Bytes of all tensors that this cache owns: keys, values, positions, slack, free pages, kept queries, other layers."""
         own = sum(layer.nbytes for layer in self.compressed_layers)
+        own += sum(pool.idle_bytes for pool in self.plan.pools.values())
         tensors = [t for layer in self._other_layers for t in (layer.keys, layer.values) if isinstance(t, Tensor)]
         return own + sum(t.untyped_storage().nbytes() for t in tensors)
 

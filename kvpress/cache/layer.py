@@ -18,15 +18,16 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from kvpress.backend import Backend
 from kvpress.cache.evidence_buffer import EvidenceBuffer
+from kvpress.cache.paged import PagedStore
 from kvpress.cache.plan import Plan
-from kvpress.cache.storage import LayerStorage, valid_columns
+from kvpress.cache.storage import LayerStorage, Store, empty_storage, valid_columns
 from kvpress.errors import KvpressError, UnsupportedModelError
 from kvpress.evidence import LayerSpec, UnitFeatures
 from kvpress.selection import Problem
 from kvpress.slots.budget import Fraction
-from kvpress_kernels.reference.packed_attention import packed_attention
-from kvpress_kernels.reference.packed_decode import packed_decode
+from kvpress_kernels.dispatch import BackendName
 
 if TYPE_CHECKING:
     from kvpress.cache.cache import CompressedCache
@@ -63,6 +64,7 @@ class CompressedLayer(CacheLayerMixin):
         self.keys = self.values = None  # nothing outside may touch the storage by these names
         self.seen = 0
         self.steps_at_eviction: int | None = None
+        self.backend: Backend | None = None
         self.spec: LayerSpec | None = None
         self.storage = LayerStorage(0, 0)
         self.evidence = EvidenceBuffer(self.plan)
@@ -70,7 +72,8 @@ class CompressedLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.storage = LayerStorage(*key_states.shape[:2])
+        self.backend = self.plan.backend_for(key_states, value_states)
+        self.storage = empty_storage(key_states, value_states, self.backend, self.plan.pool)
         self.is_initialized = True
 
     @property
@@ -78,6 +81,12 @@ class CompressedLayer(CacheLayerMixin):
         cache = self._cache()
         assert cache is not None, "a layer does not outlive its cache"
         return cache
+
+    @property
+    def served_by(self) -> BackendName:
+        """Whose ops this layer runs."""
+        assert self.backend is not None
+        return self.backend.name
 
     @property
     def nbytes(self) -> int:
@@ -102,6 +111,9 @@ class CompressedLayer(CacheLayerMixin):
             keys, values = self.storage.extended(key_states, value_states)
             self._pending = (keys, values)
             return self._with_handle(keys), values
+        if self.plan.static_columns is not None:  # the host counts after each replay (kvpress/graphs.py)
+            self._pending = (key_states, value_states)
+            return self._with_handle(key_states), value_states
         n_new = key_states.shape[2]
         self.cache.before_update(self, n_new)
         self.seen += n_new
@@ -148,6 +160,8 @@ class CompressedLayer(CacheLayerMixin):
         if self.plan.probing:
             self.evidence.absorb_probe(self, query.detach(), keys, values)
             return user_attention(query, keys, values, mask)
+        if self.plan.static_columns is not None:
+            return self._attend_static(query, keys, values, self.plan.static_columns)
         n_new = query.shape[2]
         if mask is not None and (
             n_new > 1 or self.storage.store is None or self.seen <= (self.plan.prompt_length or 0)
@@ -174,24 +188,36 @@ class CompressedLayer(CacheLayerMixin):
             mask = mask[..., :n_keys] if mask.dim() == 2 else mask[:, :, : query.shape[2], :n_keys]
         return user_attention(query, *self.storage.dense, mask)
 
-    def _attend_packed(self, query: Tensor, keys: Tensor, values: Tensor, first: int) -> Tensor:
+    def _attend_static(self, query: Tensor, keys: Tensor, values: Tensor, columns: Tensor) -> Tensor:
+        """A decode step that runs on the device alone: nothing in it depends on what the host knows."""
+        store = self.storage.store
+        assert isinstance(store, PagedStore)
+        store.append_reserved(keys, values, columns)
+        return self._decode(store, query)
+
+    def _decode(self, store: Store, query: Tensor) -> Tensor:
+        grouped = self._grouped(query)
+        return store.decode(grouped[..., 0, :], **self._options()).flatten(1, 2)[:, None]
+
+    def _grouped(self, query: Tensor) -> Tensor:
+        """[B, Hq, q, D] -> [B, H, G, q, D]."""
         assert self.spec is not None
+        grouped: Tensor = query.detach().unflatten(1, (self.storage.n_heads, self.spec.group))
+        return grouped
+
+    def _options(self) -> dict[str, Any]:
+        assert self.spec is not None
+        sinks = None if self.spec.sinks is None else self.spec.sinks.flatten()
+        return {"scale": self.spec.scale, "softcap": self.spec.softcap, "sinks": sinks}
+
+    def _attend_packed(self, query: Tensor, keys: Tensor, values: Tensor, first: int) -> Tensor:
         self.storage.append(keys, values, first)
         store = self.storage.store
         assert store is not None
-        grouped = query.detach().unflatten(1, (self.storage.n_heads, self.spec.group))  # [B, H, G, q, D]
-        options: dict[str, Any] = {
-            "scale": self.spec.scale,
-            "softcap": self.spec.softcap,
-            "sinks": None if self.spec.sinks is None else self.spec.sinks.flatten(),
-        }
         if query.shape[2] == 1:
-            out = packed_decode(grouped[..., 0, :], store.keys, store.values, store.starts, store.lengths, **options)
-            return out.flatten(1, 2)[:, None]
+            return self._decode(store, query)
         columns = torch.arange(first, first + query.shape[2], device=query.device)
-        out = packed_attention(
-            grouped, store.keys, store.values, store.positions, store.starts, store.lengths, columns, **options
-        )
+        out = store.attend(self._grouped(query), columns, **self._options())
         return out.flatten(1, 2).transpose(1, 2).contiguous()
 
     def _after_part(self, query: Tensor, first: int, in_prompt: bool) -> None:
@@ -218,12 +244,13 @@ class CompressedLayer(CacheLayerMixin):
 
     def problems(self, limit: int) -> list[Problem]:
         """One decision per row over the tokens in columns before `limit`."""
-        plan, found = self.plan, []
+        plan, found = self.plan, list[Problem]()
+        unit = self.storage.unit(even=plan.contract.allocation.kind == "uniform")
         for row in range(self.storage.n_rows):
             n_prompt = self.storage.real_tokens(row, plan.prompt_length or limit)
             if not isinstance(plan.contract.budget, Fraction):  # an absolute budget also holds the answer
                 n_prompt = max(n_prompt, self.storage.real_tokens(row, limit))
-            budget = plan.contract.budget.tokens_per_head(n_prompt, plan.n_heads_total, self.storage.token_bytes)
+            budget = plan.contract.budget.tokens_per_head(n_prompt, plan.n_heads_total, unit)
             evidence = self.evidence.of_row(self, row, limit)
             features = self.features(row, limit)
             found.append(

@@ -10,9 +10,13 @@ Segments are row-major: r = row * n_heads + head. Lengths live on the host, so t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from kvpress_kernels.reference.packed_attention import packed_attention
+from kvpress_kernels.reference.packed_decode import packed_decode
 
 #: slack added when a segment is full: at least this many tokens, or 1/16 of the segment
 MIN_SLACK = 16
@@ -55,6 +59,25 @@ class PackedStore:
     def token_bytes(self) -> int:
         """Bytes of one stored token in one head, position included."""
         return sum(t.shape[1:].numel() * t.element_size() for t in (self.keys, self.values, self.positions))
+
+    @property
+    def index_bytes(self) -> int:
+        """Of `nbytes`, what says where tokens are: positions."""
+        return self.positions.numel() * self.positions.element_size()
+
+    @property
+    def slack_bytes(self) -> int:
+        """Of `nbytes`, room that holds no token yet."""
+        return (sum(self.room) - sum(self.lengths)) * self.token_bytes
+
+    def decode(self, query: Tensor, **options: Any) -> Tensor:
+        """Attention of one token a row: query [B, H, G, D] -> [B, H, G, Dv]; options of `packed_decode`."""
+        return packed_decode(query, self.keys, self.values, self.starts, self.lengths, **options)
+
+    def attend(self, query: Tensor, columns: Tensor, **options: Any) -> Tensor:
+        """Attention of q tokens a row in columns [q]: query [B, H, G, q, D] -> [B, H, G, q, Dv]."""
+        stored = self.keys, self.values, self.positions, self.starts, self.lengths
+        return packed_attention(query, *stored, columns, **options)
 
     def segment(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Views of one segment's keys [n, D], values [n, Dv] and positions [n]."""

@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
+from kvpress.backend import Backend, BackendRequest
 from kvpress.contract import Contract
 from kvpress.slots.access import Aggregate
+from kvpress_kernels.page_pool import PagePool
+from kvpress_kernels.pages import PageLayout
 
 
 @dataclass
@@ -41,10 +44,15 @@ class Clock:
         self._started = (time.perf_counter(), self.evidence + self.eviction)
 
     def end_forward(self, phase: str, device: torch.device) -> None:
-        """Book the pass under "prefill" or "decode"."""
+        """Book the pass under "prefill" or "decode".
+
+        A decode step is not waited for, so that the host may run ahead; who needs its token waits, in the next step's
+        time.
+        """
         if self._started is None:
             return
-        _finish(device)
+        if phase != "decode":
+            _finish(device)
         start, own = self._started
         spent = time.perf_counter() - start - (self.evidence + self.eviction - own)
         setattr(self, phase, getattr(self, phase) + spent)
@@ -68,11 +76,13 @@ class Plan:
     turns_in_full: later prompts that were not cut, because their evidence would need another extra pass.
     frozen: nothing is evicted any more; held_all_layers: a decision had to wait until every layer was there in full.
     n_layers: compressed layers; n_heads_total: their KV heads.
+    request: the backend that was asked for; backends: those in use; pools: where paged layers get their pages.
     """
 
     contract: Contract
     n_layers: int
     n_heads_total: int = 0
+    request: BackendRequest = field(default_factory=BackendRequest)
     prompt_length: int | None = None
     turns_in_full: int = 0
     frozen: bool = False
@@ -81,12 +91,29 @@ class Plan:
     probe_valid: Any = None  # [B, q] bool on the host while a padded batch is probed
     clock: Clock = field(default_factory=Clock)
     decisions: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+    backends: set[Backend] = field(default_factory=set)
+    static_columns: Any = None  # [1] on the device while a decode step is captured
+    graphs: Any = None  # what became of the steps that should be replayed (kvpress/graphs.py)
+    pools: dict[tuple[torch.device, PageLayout], PagePool] = field(default_factory=dict)
+
+    def backend_for(self, keys: torch.Tensor, values: torch.Tensor) -> Backend:
+        """The backend of a layer with keys and values like these, noted for the report."""
+        backend = self.request.resolve(keys.device, keys.dtype, (keys.shape[-1], values.shape[-1]))
+        self.backends.add(backend)
+        return backend
+
+    def pool(self, device: torch.device, layout: PageLayout) -> PagePool:
+        """The pool that all layers of this layout and device share."""
+        if (device, layout) not in self.pools:
+            self.pools[(device, layout)] = PagePool(layout, device)
+        return self.pools[(device, layout)]
 
     def restart(self) -> None:
         """Forget the turn, the decisions and the times."""
         self.prompt_length, self.turns_in_full = None, 0
         self.frozen = self.held_all_layers = False
         self.clock, self.decisions = Clock(), {}
+        self.backends, self.pools, self.graphs = set(), {}, None
 
     @property
     def evicts(self) -> bool:

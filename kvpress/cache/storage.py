@@ -6,26 +6,38 @@ decided like the same row alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from kvpress.backend import Backend
 from kvpress.cache.packed import PackedStore
+from kvpress.cache.paged import PagedStore
 from kvpress.evidence import HeadGroup
+from kvpress.slots.budget import Unit
+from kvpress_kernels.page_pool import PagePool
+from kvpress_kernels.pages import PageLayout
+
+Store = PackedStore | PagedStore
+#: (keys [B, H, n, D], values, columns to store for each row and head) -> the store that holds them
+MakeStore = Callable[[Tensor, Tensor, Sequence[Tensor]], Store]
 
 
 class LayerStorage:
     """Keys and values of B rows and H KV heads.
 
     dense: keys [B, H, n, D] and values [B, H, n, Dv], or None; store: the packed tokens, or None. Exactly one of the
-    two is there once a token has been seen. valid: [B, n] bool on the host, None without padding.
+    two is there once a token has been seen. valid: [B, n] bool on the host, None without padding. make_store: packs. layout: of
+    the pages it packs into, None where it does not.
     """
 
-    def __init__(self, n_rows: int, n_heads: int) -> None:
-        self.n_rows, self.n_heads = n_rows, n_heads
+    def __init__(
+        self, n_rows: int, n_heads: int, make_store: MakeStore = PackedStore, layout: PageLayout | None = None
+    ) -> None:
+        self.n_rows, self.n_heads, self.make_store, self.layout = n_rows, n_heads, make_store, layout
         self.dense: tuple[Tensor, Tensor] | None = None
-        self.store: PackedStore | None = None
+        self.store: Store | None = None
         self.valid: Tensor | None = None
 
     @property
@@ -35,6 +47,13 @@ class LayerStorage:
             return self.store.token_bytes
         assert self.dense is not None
         return sum(t.shape[-1] * t.element_size() for t in self.dense) + 4
+
+    def unit(self, even: bool) -> Unit:
+        """What one head stores together once packed; `even`: all heads of a row get the same number of tokens."""
+        if self.layout is None:
+            return Unit(1, self.token_bytes)
+        entry = 12  # its place in the page table, and the row's length
+        return Unit(self.layout.page_size, self.layout.nbytes + entry, 0 if even else self.layout.page_size - 1)
 
     @property
     def nbytes(self) -> int:
@@ -111,7 +130,7 @@ class LayerStorage:
                 older, newer = stored[stored < limit], stored[stored >= limit]
                 for head in range(self.n_heads):
                     columns.append(stored if kept is None else torch.cat([older[kept[row][head]], newer]))
-            self.store, self.dense = PackedStore(*self.dense, columns), None
+            self.store, self.dense = self.make_store(*self.dense, columns), None
         elif kept is not None:
             indices = []
             for index in range(len(self.store.lengths)):
@@ -143,6 +162,21 @@ class LayerStorage:
     def _columns(self, row: int, limit: int) -> Tensor:
         """Columns of a row's real tokens before `limit` (host)."""
         return torch.arange(limit) if self.valid is None else self.valid[row, :limit].nonzero().flatten()
+
+
+def empty_storage(
+    keys: Tensor, values: Tensor, backend: Backend, pool_of: Callable[[torch.device, PageLayout], PagePool]
+) -> LayerStorage:
+    """Storage for keys [B, H, n, D] and values like these, which packs as the backend says; it holds nothing yet."""
+    n_rows, n_heads = keys.shape[:2]
+    layout = backend.layout(keys, values)
+    if layout is None:
+        return LayerStorage(n_rows, n_heads)
+
+    def make_store(keys: Tensor, values: Tensor, columns: Sequence[Tensor]) -> PagedStore:
+        return PagedStore(keys, values, columns, pool_of(keys.device, layout), backend.name)
+
+    return LayerStorage(n_rows, n_heads, make_store, layout)
 
 
 def valid_columns(mask: Tensor, n_rows: int) -> Tensor:

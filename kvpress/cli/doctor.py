@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -120,7 +121,7 @@ def extras() -> list[Check]:
 
 def checks() -> list[Check]:
     """Small runs of what the engine stands on."""
-    return [_sdpa(), _compression(), _flash(), _triton(), _presets(), _namesake(), _hub()]
+    return [_sdpa(), _compression(), _flash(), *_kernels(), _presets(), _namesake(), _hub()]
 
 
 def _try(name: str, works: Any, detail: str) -> Check:
@@ -168,8 +169,24 @@ def _flash() -> Check:
     return Check("flash attention", True if version else None, version or "absent: prefill runs on sdpa")
 
 
-def _triton() -> Check:
-    return Check("triton kernels", None, "not part of this version: attention runs on torch")
+def _kernels() -> list[Check]:
+    """Which kernels can run here, and why not; on a device each of them is launched once."""
+    import torch
+
+    from kvpress_kernels.dispatch import interpreted, why_no_kernels
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    obstacle = why_no_kernels(device)
+    if interpreted():
+        return [Check("triton kernels", None, "in Triton's interpreter (TRITON_INTERPRET=1 is set), for tests only")]
+    if obstacle:
+        return [Check("triton kernels", None, f"attention and evidence run on torch: {obstacle}")]
+    from kvpress_kernels.check.smoke import SMOKE
+
+    return [
+        _try(f"kernel {name}", partial(launch, device), "compiled, ran, agrees with its reference")
+        for name, launch in SMOKE.items()
+    ]
 
 
 def _presets() -> Check:

@@ -39,6 +39,10 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, torch or triton (the GPU kernels).")] = "auto",
+    store: Annotated[str, typer.Option(help="auto, packed or paged.")] = "auto",
+    page_size: Annotated[int, typer.Option(help="Tokens a page of the paged store: 16, 32 or 64.")] = 32,
+    graphs: Annotated[bool, typer.Option("--graphs", help="Replay decode steps as CUDA graphs.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code of the model.")] = False,
 ) -> None:
     """Answer a question on a document, or continue a text, with a compressed KV cache.
@@ -46,9 +50,11 @@ def generate(
     The answer goes to stdout, figures to stderr.
     """
     text = read_document(document, question)
+    from kvpress.backend import BackendRequest
     from kvpress.contract import resolve
 
     chosen = resolve(contract, budget)  # before the model is loaded: a misspelt name costs no minute
+    request = BackendRequest(backend, store, page_size, graphs)
     quiet_transformers()
     from kvpress.load import load
     from kvpress.prompt import build_prompt
@@ -60,7 +66,7 @@ def generate(
     wanted = None
     if reference is not None:
         wanted = tokenizer(reference, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "reference": wanted}
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "reference": wanted, "backend": request}
     if as_json:
         from kvpress.run import run
 

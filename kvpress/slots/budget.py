@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -10,16 +10,28 @@ from kvpress.errors import ContractError
 from kvpress.slots.base import Choice
 
 
+class Unit(NamedTuple):
+    """What one KV head stores together: a token, or a page of tokens.
+
+    nbytes: its bytes, index included. may_stay_empty: tokens of a head's last unit that may be empty on average, where
+    the heads' lengths are not known beforehand.
+    """
+
+    tokens: int
+    nbytes: int
+    may_stay_empty: int = 0
+
+
 class Budget(Choice, slot="budget"):
     """Base: tokens per KV head that a sequence may keep, on average over layers and heads."""
 
-    def tokens_per_head(self, n_tokens: int, n_heads_total: int, token_bytes: int) -> int:
+    def tokens_per_head(self, n_tokens: int, n_heads_total: int, unit: Unit) -> int:
         """Kept tokens per KV head, protection included.
 
         Args:
             n_tokens: real (not padding) tokens of the prompt.
             n_heads_total: KV heads summed over the compressed layers.
-            token_bytes: bytes that one stored token costs in one KV head, its position entry included.
+            unit: what is stored together in one KV head, and its bytes.
         """
         raise NotImplementedError
 
@@ -35,7 +47,7 @@ class Fraction(Budget, kind="fraction"):
     source: ClassVar[str] = "arXiv 2605.08234 section 2: k = floor(b T)"
     value: float = Field(gt=0, le=1)
 
-    def tokens_per_head(self, n_tokens: int, n_heads_total: int, token_bytes: int) -> int:
+    def tokens_per_head(self, n_tokens: int, n_heads_total: int, unit: Unit) -> int:
         # 1e-9 guards against 0.29 * 100 = 28.999999999999996
         return int(self.value * n_tokens + 1e-9)
 
@@ -50,22 +62,26 @@ class Tokens(Budget, kind="tokens"):
     source: ClassVar[str] = "arXiv 2404.14469 (SnapKV): max_capacity_prompt"
     value: int = Field(ge=1)
 
-    def tokens_per_head(self, n_tokens: int, n_heads_total: int, token_bytes: int) -> int:
+    def tokens_per_head(self, n_tokens: int, n_heads_total: int, unit: Unit) -> int:
         return min(self.value, n_tokens)
 
 
 class Bytes(Budget, kind="bytes"):
-    """Bytes per sequence over all compressed layers and heads, the position index included."""
+    """Bytes per sequence over all compressed layers and heads, the position index included.
+
+    In pages every head fills its pages; where heads differ in length, as much as all may leave empty is kept free.
+    """
 
     source: ClassVar[str] = "ours: comparisons are made at equal bytes"
     value: int = Field(ge=1)
 
-    def tokens_per_head(self, n_tokens: int, n_heads_total: int, token_bytes: int) -> int:
-        tokens = self.value // (n_heads_total * token_bytes)
+    def tokens_per_head(self, n_tokens: int, n_heads_total: int, unit: Unit) -> int:
+        tokens = self.value // (n_heads_total * unit.nbytes) * unit.tokens - unit.may_stay_empty
         if tokens < 1:
+            what = "token" if unit.tokens == 1 else f"page of {unit.tokens} tokens"
             raise ContractError(
-                f"a budget of {self.value:,} bytes holds no token: one token in all {n_heads_total} KV heads "
-                f"takes {n_heads_total * token_bytes:,} bytes; raise the budget"
+                f"a budget of {self.value:,} bytes holds nothing: one {what} in all {n_heads_total} KV heads "
+                f"takes {n_heads_total * unit.nbytes:,} bytes; raise the budget"
             )
         return min(tokens, n_tokens)
 

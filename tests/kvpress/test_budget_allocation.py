@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kvpress.errors import ContractError
 from kvpress.slots import Allocation, Budget
 from kvpress.slots.allocation import Candidates, round_to_sum
+from kvpress.slots.budget import Unit
 
 ANY = settings(max_examples=60, deadline=None)
 
@@ -44,12 +45,12 @@ def test_fraction_is_the_floor_of_its_exact_value(percent):
     budget = Budget.parse({"kind": "fraction", "value": percent / 100})
     assert budget.keeps_everything == (percent == 100)
     for n in (*range(1, 210), 1000, 8192, 131_072):
-        assert budget.tokens_per_head(n, 4, 100) == math.floor(Fraction(percent, 100) * n)
+        assert budget.tokens_per_head(n, 4, Unit(1, 100)) == math.floor(Fraction(percent, 100) * n)
 
 
 def test_tokens_are_capped_at_the_prompt():
     budget = Budget.parse({"kind": "tokens", "value": 64})
-    assert [budget.tokens_per_head(n, 4, 100) for n in (10, 64, 1000)] == [10, 64, 64]
+    assert [budget.tokens_per_head(n, 4, Unit(1, 100)) for n in (10, 64, 1000)] == [10, 64, 64]
 
 
 @ANY
@@ -57,12 +58,34 @@ def test_tokens_are_capped_at_the_prompt():
 def test_bytes_are_never_exceeded(value, heads, token, n):
     budget = Budget.parse({"kind": "bytes", "value": value})
     if value < heads * token:
-        with pytest.raises(ContractError, match="holds no token"):
-            budget.tokens_per_head(n, heads, token)
+        with pytest.raises(ContractError, match="holds nothing: one token"):
+            budget.tokens_per_head(n, heads, Unit(1, token))
         return
-    tokens = budget.tokens_per_head(n, heads, token)
+    tokens = budget.tokens_per_head(n, heads, Unit(1, token))
     assert tokens * heads * token <= value
     assert tokens == n or (tokens + 1) * heads * token > value
+
+
+@ANY
+@given(
+    value=st.integers(1, 10**7), heads=st.integers(1, 64), page=st.sampled_from([16, 32, 64]), even=st.booleans(),
+    n=st.integers(1, 5000), data=st.data(),
+)  # fmt: skip
+def test_bytes_in_pages_are_never_exceeded(value, heads, page, even, n, data):
+    """Heads of equal length fill whole pages; heads of any lengths with the same mean stay within the bytes too."""
+    unit = Unit(page, page * 100 + 12, 0 if even else page - 1)
+    budget = Budget.parse({"kind": "bytes", "value": value})
+    if value < heads * unit.nbytes * (1 if even else 2):
+        if value < heads * unit.nbytes:
+            with pytest.raises(ContractError, match=f"one page of {page} tokens"):
+                budget.tokens_per_head(n, heads, unit)
+        return
+    tokens = budget.tokens_per_head(n, heads, unit)
+    lengths = [tokens] * heads
+    if not even and heads > 1:
+        moved = data.draw(st.integers(0, tokens))
+        lengths[0], lengths[1] = tokens - moved, tokens + moved
+    assert sum(-(-length // page) for length in lengths) * unit.nbytes <= value
 
 
 # --- uniform, pyramid --------------------------------------------------------------------------------------------

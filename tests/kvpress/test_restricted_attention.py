@@ -11,6 +11,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import kvpress
 
+pytestmark = pytest.mark.usefixtures("store")
+
 DECODE_STEPS = 5
 kept_sets: dict[int, torch.Tensor] = {}  # layer -> [B, Hkv, columns] bool, read by the reference attention
 

@@ -7,6 +7,8 @@ from tiny_models import prompts, tiny
 
 import kvpress
 
+pytestmark = pytest.mark.usefixtures("store")
+
 GREEDY = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
 
 

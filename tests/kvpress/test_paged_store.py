@@ -1,0 +1,195 @@
+"""PagedStore: whole pages move no bytes, free pages are reused, slabs go back, rows share pages until they differ."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from generation_support import kept
+from tiny_models import prompts, tiny
+
+import kvpress
+from kvpress.backend import BackendRequest
+from kvpress.cache.paged import PagedStore
+from kvpress_kernels.page_pool import PagePool
+from kvpress_kernels.pages import PageLayout
+
+HEADS, DIM, VALUE_DIM, PAGE = 2, 5, 3, 4
+GREEDY = {"do_sample": False, "pad_token_id": 0}
+
+
+def store_of(lengths, n=40, pool=None):
+    pool = pool or PagePool(PageLayout(PAGE, DIM, VALUE_DIM, torch.float32), "cpu")
+    keys = torch.randn(len(lengths) // HEADS, HEADS, n, DIM)
+    store = PagedStore(keys, keys[..., :VALUE_DIM] + 1, [torch.arange(m) for m in lengths], pool, "torch")
+    return store, keys
+
+
+def new_token(column, n_rows=1, value=0.0):
+    keys = torch.full((n_rows, HEADS, 1, DIM), value)
+    return keys, keys[..., :VALUE_DIM], torch.tensor([column])
+
+
+def entries(store):
+    return [store.table.row(row, -(-n // PAGE)).tolist() for row, n in enumerate(store.lengths)]
+
+
+def test_a_row_takes_as_many_pages_as_it_needs():
+    store, _ = store_of([9, 4, 0, 1])
+    assert [len(row) for row in entries(store)] == [3, 1, 0, 1]
+    assert store.table.pool.n_pages == 5
+    assert store.nbytes == 5 * store.table.pool.layout.nbytes + store.table.device.nbytes + 4 * 4
+
+
+def test_evicting_whole_pages_moves_no_bytes(monkeypatch):
+    store, keys = store_of([16, 14])
+    before = entries(store)
+    monkeypatch.setattr(PagedStore, "_op", None)  # no op runs
+    store.keep([torch.tensor([0, 1, 2, 3, 8, 9, 10, 11]), torch.tensor([4, 5, 6, 7, 12, 13])])
+    assert entries(store) == [[before[0][0], before[0][2]], [before[1][1], before[1][3]]]
+    assert store.table.pool.n_pages - store.table.pool.n_free == 4
+    assert torch.equal(store.segment(1)[0], keys[0, 1, [4, 5, 6, 7, 12, 13]])
+    assert store.segment(1)[2].tolist() == [4, 5, 6, 7, 12, 13]
+
+
+@pytest.mark.parametrize("index", [[0, 1, 2, 4, 5, 6, 7], [0, 1, 12, 13], [13], []])
+def test_anything_else_is_compacted(index):
+    store, keys = store_of([14, 14])
+    store.keep([torch.tensor(index, dtype=torch.long), torch.arange(14)])
+    assert torch.equal(store.segment(0)[0], keys[0, 0, index])
+    assert torch.equal(store.segment(1)[0], keys[0, 1, :14])
+    assert store.room[0] == -(-len(index) // PAGE) * PAGE
+
+
+def test_a_short_page_that_stays_in_the_middle_is_compacted():
+    """The next token goes behind the last one; a gap inside a row would be read as tokens."""
+    store, keys = store_of([6, 6])
+    store.append(*new_token(6, value=7.0))
+    store.truncate(6)
+    store.keep([torch.tensor([0, 1, 2, 3]), torch.tensor([4, 5])])
+    store.append(*new_token(6, value=9.0))
+    assert store.segment(0)[2].tolist() == [0, 1, 2, 3, 6]
+    assert store.segment(1)[2].tolist() == [4, 5, 6]
+    assert store.segment(1)[0][-1].tolist() == [9.0] * DIM
+    assert torch.equal(store.segment(1)[0][:2], keys[0, 1, 4:6])
+
+
+def test_freed_pages_serve_another_layer():
+    pool = PagePool(PageLayout(PAGE, DIM, VALUE_DIM, torch.float32), "cpu")
+    first, _ = store_of([16, 16], pool=pool)
+    size = pool.nbytes
+    first.keep([torch.arange(8), torch.arange(12)])
+    second, keys = store_of([8, 4], pool=pool)
+    assert pool.nbytes == size
+    assert pool.n_free == 0
+    assert torch.equal(second.segment(0)[0], keys[0, 0, :8])
+    assert first.lengths == [8, 12]
+
+
+def test_the_table_changes_once_in_a_page_of_steps():
+    store, _ = store_of([9, 4])
+    versions, addresses = set(), set()
+    for column in range(40, 40 + 8 * PAGE):
+        store.append(*new_token(column))
+        versions.add(store.table.version)
+        addresses.add(store.table.device.data_ptr())
+    assert len(versions) <= 9
+    assert len(addresses) <= 5  # only where rows outgrow the width of the table
+    assert all(room - n <= 2 * PAGE for room, n in zip(store.room, store.lengths, strict=True))
+
+
+def test_repeated_rows_share_pages_until_they_write():
+    store, keys = store_of([9, 4])
+    pages = store.table.pool.n_pages
+    store.select_rows([0, 0, 0])
+    assert store.table.pool.n_pages - store.table.pool.n_free == pages
+    store.append(*[part.repeat(3, 1, 1, 1) if part.dim() == 4 else part for part in new_token(40)])
+    used = entries(store)
+    assert used[0][:2] == used[2][:2] == used[4][:2]  # full pages stay shared
+    assert len({used[0][2], used[2][2], used[4][2]}) == 3  # the page that was written is each row's own
+    for row in range(0, 6, 2):
+        assert torch.equal(store.segment(row)[0][:9], keys[0, 0, :9])
+    store.select_rows([1])
+    assert store.table.pool.n_pages - store.table.pool.n_free == sum(map(len, entries(store)))
+
+
+def test_a_shared_row_that_is_cut_back_and_written_leaves_the_others_alone():
+    store, keys = store_of([12, 12])
+    store.select_rows([0, 0])
+    store.truncate(2)
+    tokens = torch.randn(2, HEADS, 6, DIM)
+    store.append(tokens, tokens[..., :VALUE_DIM], torch.arange(2, 8))
+    for row in range(4):
+        assert torch.equal(store.segment(row)[0], torch.cat([keys[0, row % 2, :2], tokens[row // 2, row % 2]]))
+
+
+def test_slabs_go_back_to_the_allocator_after_an_eviction():
+    """The bytes of the storages that are alive, not of what the pool believes."""
+    model = tiny("llama")
+    contract = kvpress.Contract.load("snapkv", 0.25).swap(
+        query_law={"kind": "first_decode_steps", "n": 2}, schedule={"kind": "after_decode_steps", "n": 2}
+    )
+    ids, _ = prompts(1, 800)
+    request = BackendRequest("torch", "paged", 16)
+    with torch.no_grad(), kvpress.CompressedCache(model, contract, backend=request) as cache:
+        model(input_ids=ids, past_key_values=cache)
+        (pool,) = cache.plan.pools.values()
+        slabs = [weakref.ref(slab.untyped_storage()) for slab in pool.pages.slabs]
+        before = pool.nbytes
+        assert before >= 3 * 2 * 800 * pool.layout.token_bytes
+        for _ in range(4):
+            model(input_ids=ids[:, :1], past_key_values=cache)
+        gc.collect()
+        alive = sum(storage().nbytes() for storage in slabs if storage() is not None)
+        assert alive <= pool.nbytes <= 0.5 * before  # a quarter, pages ahead, and room to stay away from thrashing
+        assert cache.nbytes <= pool.nbytes + 3 * 10_000
+
+
+def test_the_cache_gives_all_pages_back():
+    model = tiny("llama")
+    cache = kvpress.CompressedCache(model, "snapkv", budget=0.5, backend=BackendRequest("torch", "paged"))
+    with torch.no_grad(), cache:
+        model(input_ids=prompts(1, 100)[0], past_key_values=cache)
+        slabs = [weakref.ref(slab) for pool in cache.plan.pools.values() for slab in pool.pages.slabs]
+        assert slabs
+        cache.reset()
+        assert all(slab() is None for slab in slabs)
+        assert cache.nbytes == 0
+
+
+@pytest.mark.parametrize("page_size", [16, 32, 64])
+def test_every_page_size_gives_the_packed_tokens(page_size):
+    model = tiny("qwen3")
+    ids, mask = prompts(2, 100, [31, 0])
+    results = []
+    for request in (BackendRequest("torch", "packed"), BackendRequest("torch", "paged", page_size)):
+        with kvpress.compress(model, "adakv", budget=0.5, backend=request) as session:
+            tokens = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=40, **GREEDY)
+        results.append((tokens, kept(session)))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+def test_blocks_as_large_as_a_page_are_evicted_without_a_move(monkeypatch):
+    """With strict blocks of a page every eviction while decoding only edits tables."""
+    model = tiny("llama")
+    contract = kvpress.Contract.load("mii_blocks", 0.5).swap(
+        schedule={"kind": "every_decode_steps", "n": 8},
+        budget={"kind": "tokens", "value": 64},
+        granularity={"kind": "block", "size": 16},
+        query_law={"kind": "tail", "window": 8},
+    )
+    moves, real = [], PagedStore._op
+
+    def counted(self, name):
+        moves.append(name)
+        return real(self, name)
+
+    monkeypatch.setattr(PagedStore, "_op", counted)
+    with kvpress.compress(model, contract, backend=BackendRequest("torch", "paged", 16)) as session:
+        model.generate(input_ids=prompts(1, 160)[0], max_new_tokens=60, **GREEDY)
+    assert "compact" not in moves
+    assert moves.count("gather_pages") == 3
+    assert max(max(layer.storage.store.lengths) for layer in session.cache.compressed_layers) <= 64 + 8 + 16
