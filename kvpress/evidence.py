@@ -132,7 +132,29 @@ class UnitFeatures:
 
     def vectors(self, head: int, queries: Queries) -> tuple[Tensor, Tensor]:
         """Mass [G*Q, U] and displacement g [G*Q, U, Dv] of a head's units, float32 or wider, zero where no unit is."""
-        group, table, place = self.head(head)
+        probs, values = self._attention(head, queries)
+        mass, shift = unit_vectors(probs[None], values[None], self.head(head)[1].slots)
+        absent = self.n_units - mass.shape[-1]
+        return F.pad(mass.flatten(0, 2), (0, absent)), F.pad(shift.flatten(0, 2), (0, 0, 0, absent))
+
+    def loss(self, head: int, query: Queries, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """What one query [H, G, 1, D] loses in a KV head when only the tokens `kept` (indices) stay; both [G].
+
+        The share of its attention over the stored tokens that is gone, and |o without them - o| / |o|. With m the
+        kept mass, learned sinks included, o without them is sum_kept a_i v_i / m: exact for the set, not a sum over it.
+        """
+        probs, values = self._attention(head, query)  # [G, 1, N], [N, Dv]
+        stays = torch.zeros_like(probs[0]).index_fill_(-1, kept, 1.0)
+        inside, total = (probs * stays).sum(-1), probs.sum(-1)  # [G, 1]
+        tiny = torch.finfo(probs.dtype).tiny
+        sink = (1 - total).clamp(min=0) if self.spec.sinks is not None else torch.zeros_like(total)
+        output, rest = probs @ values, (probs * stays) @ values / (inside + sink).clamp(min=tiny)[..., None]
+        change = (rest - output).norm(dim=-1) / output.norm(dim=-1).clamp(min=tiny)
+        return (1 - inside / total.clamp(min=tiny))[:, 0], change[:, 0]
+
+    def _attention(self, head: int, queries: Queries) -> tuple[Tensor, Tensor]:
+        """Attention [G, Q, N] of the queries over a head's tokens, and its values [N, Dv], float32 or wider."""
+        group, _, place = self.head(head)
         dtype = torch.float64 if group.keys.dtype == torch.float64 else torch.float32
         at = slice(place, place + 1)
         sinks = None if self.spec.sinks is None else self.spec.sinks[head : head + 1].to(dtype)
@@ -140,9 +162,7 @@ class UnitFeatures:
             queries.vectors[head : head + 1].to(dtype), group.keys[at].to(dtype), queries.positions, group.positions,
             self.spec.scale, self.spec.softcap, sinks,
         )  # fmt: skip
-        mass, shift = unit_vectors(probs, group.values[at].to(dtype), table.slots)
-        absent = self.n_units - mass.shape[-1]
-        return F.pad(mass.flatten(0, 2), (0, absent)), F.pad(shift.flatten(0, 2), (0, 0, 0, absent))
+        return probs[0], group.values[place].to(dtype)
 
     def key_norm(self) -> Tensor:
         """[H, U] L2 norm of the keys, mean over the unit's tokens."""

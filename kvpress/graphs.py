@@ -118,8 +118,6 @@ class GraphedForward:
             except RuntimeError as error:  # what a model may do that a graph cannot: synchronise, depend on values
                 self._failed = f"capturing the step failed: {str(error).splitlines()[0]}"
                 return None
-            finally:
-                self.cache.plan.static_columns = None
         step = self._step
         step.ids.copy_(inputs["input_ids"], non_blocking=True)
         step.positions.copy_(inputs["position_ids"], non_blocking=True)
@@ -140,11 +138,14 @@ class GraphedForward:
             for name, value in inputs.items()
             if name not in ("input_ids", "position_ids", "attention_mask")  # stored tokens are never padding
         }
-        self.cache.plan.static_columns = columns
         logits: list[Tensor] = []
 
         def step() -> None:
-            found = self.forward(input_ids=ids, position_ids=positions, attention_mask=None, **rest).logits
+            self.cache.plan.static_columns = columns
+            try:
+                found = self.forward(input_ids=ids, position_ids=positions, attention_mask=None, **rest).logits
+            finally:
+                self.cache.plan.static_columns = None
             # the first pass fixes the tensor; a replay on the device writes to the same address by itself
             if logits:
                 logits[0].copy_(found)

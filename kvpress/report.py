@@ -37,7 +37,7 @@ class Report:
             "seconds: "
             + ", ".join(f"{k} {v:.3f}" for k, v in d["seconds"].items())
             + f" ({d['decode_steps']} decode steps, {d['decode']})",
-            f"{'layer':>5}  {'kept per head':<32} {'MiB':>8} {'of':>8} {'eta_proj':>8} {'eps_lat':>7} {'mass':>6} {'ties':>5}",
+            f"{'layer':>5}  {'kept per head':<32} {'MiB':>8} {'of':>8} {'eta_proj':>8} {'change':>6} {'eps_lat':>7} {'mass':>6} {'ties':>5}",
         ]
         for layer in d["layers"]:
             if not layer["compressed"]:
@@ -48,7 +48,7 @@ class Report:
             after = sum(head["bytes_after"] for head in layer["heads"]) / 2**20
             lines.append(
                 f"{layer['layer']:>5}  {kept:<32} {after:>8.3f} {before:>8.3f} {_number(layer['eta_proj'], '.3f'):>8} "
-                f"{_number(layer['eps_lat'], 'd'):>7} {_number(layer['kept_mass'], '.3f'):>6} {_number(layer['ties'], 'd'):>5}"
+                f"{_number(layer['output_change'], '.3f'):>6} {_number(layer['eps_lat'], 'd'):>7} {_number(layer['kept_mass'], '.3f'):>6} {_number(layer['ties'], 'd'):>5}"
             )
         return "\n".join(lines)
 
@@ -62,6 +62,7 @@ def decision_record(decision: Decision, problem: Problem, token_bytes: int) -> d
         "bytes_before": [n * token_bytes for n in before],
         "budget": problem.budget,
         "eta_proj": decision.eta_proj,
+        "output_change": decision.output_change,
         "eps_lat": sum(decision.eps_lat),
         "kept_mass": decision.kept_mass,
         "ties": decision.ties,
@@ -171,6 +172,7 @@ def _layer_rows(decisions: dict[tuple[int, int], dict[str, Any]], layer: Compres
         "compressed": True,
         "heads": heads,
         "eta_proj": mean("eta_proj"),
+        "output_change": mean("output_change"),
         "kept_mass": mean("kept_mass"),
         "eps_lat": sum(record["eps_lat"] for record in found) if found else None,
         "ties": sum(record["ties"] for record in found) if found else None,

@@ -70,13 +70,15 @@ class Decision:
     """Kept tokens (ascending indices) per KV head, and the measures that the report shows.
 
     eps_lat: budget tokens per head that the retention could not use; eta_proj: share of the last query's attention
-    that is lost (arXiv 2605.08234 eq. 7), mean over query heads; kept_mass: kept share of the evidence mass, None
+    that is lost (arXiv 2605.08234 eq. 7), mean over query heads; output_change: |o without the evicted - o| / |o| of
+    that query, exact for the whole evicted set, mean over query heads; kept_mass: kept share of the evidence mass, None
     when the ranking measures none; ties: unkept units whose score equals the lowest kept score.
     """
 
     kept: list[Tensor]
     eps_lat: list[int]
     eta_proj: float | None
+    output_change: float | None
     kept_mass: float | None
     ties: int
 
@@ -171,7 +173,7 @@ def _retain(contract: Contract, scored: Scored, budgets: Sequence[int]) -> Decis
     if scored.mass is not None and float(scored.mass.sum()) > 0:
         share = (scored.mass * (units_kept | scored.protected)).sum() / scored.mass.sum()
         kept_mass = float(share)
-    return Decision(kept_tokens, unused, _eta_proj(scored.problem, kept_tokens), kept_mass, ties)
+    return Decision(kept_tokens, unused, *_last_query_loss(scored.problem, kept_tokens), kept_mass, ties)
 
 
 def _scores(
@@ -261,14 +263,13 @@ def exposure_counts(features: UnitFeatures, queries: Queries) -> Tensor:
     return counts.float()[:, None].expand(-1, features.spec.group, -1)
 
 
-def _eta_proj(problem: Problem, kept: Sequence[Tensor]) -> float | None:
+def _last_query_loss(problem: Problem, kept: Sequence[Tensor]) -> tuple[float | None, float | None]:
+    """`eta_proj` and `output_change` of a decision, None where no query was seen."""
     if problem.last_query is None:
-        return None
-    features = problem.features
-    tokens = features if features.block_size == 1 else UnitFeatures(features.spec, features.groups, 1)
-    mass = tokens.statistics(problem.last_query, {"mass"}, "sum")["mass"]  # [H, G, N]
-    inside = torch.stack([mass[head][:, index].sum(-1) for head, index in enumerate(kept)])
-    return float((1 - inside / mass.sum(-1).clamp(min=torch.finfo(mass.dtype).tiny)).mean())
+        return None, None
+    losses = [problem.features.loss(head, problem.last_query, index) for head, index in enumerate(kept)]
+    missed, change = (torch.stack(part).mean() for part in zip(*losses, strict=True))
+    return float(missed), float(change)
 
 
 def _aggregate(contract: Contract) -> Aggregate:

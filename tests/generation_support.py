@@ -1,6 +1,9 @@
 """Contracts and readings that several tests of generation share."""
 
+import pytest
+
 import kvpress
+from kvpress.cache.paged import PagedStore
 
 
 def small(name, **slots):
@@ -15,3 +18,19 @@ def small(name, **slots):
 
 def kept(session):
     return [[p.tolist() for _, _, p in layer.storage.store.segments()] for layer in session.cache.compressed_layers]
+
+
+def blind_replay(step):
+    """Repeat a step without host lengths: whatever reads them fails."""
+
+    def replay():
+        hidden = property(lambda self: pytest.fail("a captured step read the host's lengths"))
+        seen = PagedStore.__dict__.get("lengths")
+        PagedStore.lengths = hidden
+        try:
+            step()
+        finally:
+            if seen is None:
+                del PagedStore.lengths
+
+    return replay

@@ -38,3 +38,34 @@ def decode(
         print_json(result)
     else:
         print_decode_bench(result, out)
+
+
+@app.command("step")
+def step(
+    shape: Annotated[
+        str, typer.Option(help="llama-3.1-8b, qwen2.5-0.5b or tiny; weights are random.")
+    ] = "llama-3.1-8b",
+    batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 8,
+    context: Annotated[int, typer.Option(min=16, help="Tokens of context of each.")] = 32768,
+    budget: Annotated[float, typer.Option(min=0, max=1, help="Share of the context that is kept.")] = 0.25,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps; the median is reported.")] = 20,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    backend: Annotated[str, typer.Option(help="auto, torch or triton.")] = "auto",
+    store: Annotated[str, typer.Option(help="auto, packed or paged.")] = "auto",
+    page_size: Annotated[int, typer.Option(help="16, 32 or 64.")] = 32,
+    static: Annotated[bool, typer.Option("--static/--no-static", help="Also time StaticCache + compile.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """One captured decode step of a large model against its byte floor and transformers' static cache."""
+    quiet_transformers()
+    from kvpress.backend import BackendRequest
+    from kvpress.bench.step import print_step_bench, run_step_bench
+
+    result = run_step_bench(
+        shape=shape, batch=batch, context=context, budget=budget, steps=steps, dtype=dtype,
+        request=BackendRequest(backend, store, page_size), static=static,
+    )  # fmt: skip
+    if as_json:
+        print_json(result)
+    else:
+        print_step_bench(result, out)

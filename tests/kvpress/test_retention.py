@@ -359,6 +359,37 @@ def test_measures_of_a_decision():
     assert decision.ties == 7
     assert decision.kept_mass == pytest.approx(5 / 12)
     assert decision.eta_proj == pytest.approx(7 / 12)  # 1 - p_T(K), arXiv 2605.08234 eq. 7
+    values = same_keys.values[0]
+    removed, whole = values[:5].mean(0), values.mean(0)
+    assert decision.output_change == pytest.approx(float((removed - whole).norm() / whole.norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_the_output_change_is_that_of_really_removing_the_set(with_sinks):
+    """The certificate: attention over the kept tokens alone, computed from raw q, k, v and the sink."""
+    torch.manual_seed(3)
+    heads, group, n, dim = 2, 3, 20, 8
+    keys, values = torch.randn(heads, n, dim).double(), torch.randn(heads, n, dim).double()
+    query = 2 * torch.randn(heads, group, 1, dim).double()
+    sinks = torch.randn(heads, group).double() if with_sinks else None
+    features = UnitFeatures(
+        LayerSpec(index=0, group=group, scale=0.5, sinks=sinks), [HeadGroup(keys, values, torch.arange(n))], 1
+    )
+    queries = Queries(query, torch.tensor([n - 1]), torch.ones(1).double())
+    for head, kept in ((0, [1, 2, 7, 19]), (1, list(range(n))), (1, [])):
+        index = torch.tensor(kept, dtype=torch.long)
+
+        def output(tokens, g, head=head):
+            weights = torch.exp(0.5 * keys[head, tokens] @ query[head, g, 0])
+            extra = 0.0 if sinks is None else float(sinks[head, g].exp())
+            total = weights.sum() + extra
+            return (weights[:, None] * values[head, tokens]).sum(0) / total if float(total) else torch.zeros(dim)
+
+        _, change = features.loss(head, queries, index)
+        for g in range(group):
+            everything = output(torch.arange(n), g)
+            expected = (output(index, g) - everything).norm() / everything.norm()
+            assert float(change[g]) == pytest.approx(float(expected), rel=1e-9, abs=1e-12)
 
 
 RULES = st.sampled_from(

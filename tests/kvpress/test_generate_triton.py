@@ -1,0 +1,81 @@
+"""The whole engine through the kernels, in the interpreter: the tokens and kept sets of the torch backend."""
+
+import pytest
+import torch
+from generation_support import kept, small
+from tiny_models import prompts, tiny
+
+import kvpress
+
+GREEDY = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+TRITON = kvpress.BackendRequest("triton", page_size=16)
+
+
+def both(model, contract, **inputs):
+    found = []
+    for backend in ("torch", TRITON):
+        with kvpress.compress(model, contract, backend=backend) as session:
+            tokens = model.generate(**inputs, **GREEDY)
+        found.append((tokens, kept(session)))
+    assert session.report().to_dict()["backend"] == "triton"
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss", "gemma3"])
+def test_full_budget(family):
+    ids, mask = prompts(2, 40, [9, 0])
+    expected, found = both(tiny(family, layers=2), "full", input_ids=ids, attention_mask=mask)
+    assert torch.equal(expected[0], found[0])
+    assert expected[1] == found[1]
+
+
+@pytest.mark.parametrize("name", ["snapkv", "adakv", "mii", "h2o_debiased", "mii_blocks", "criticalkv", "kvzip"])
+def test_presets(name):
+    ids, mask = prompts(2, 64, [13, 0])
+    expected, found = both(tiny("llama", layers=1), small(name), input_ids=ids, attention_mask=mask)
+    assert expected[1] == found[1]
+    assert torch.equal(expected[0], found[0])
+
+
+def test_learned_sinks_under_a_value_aware_ranking():
+    expected, found = both(tiny("gpt_oss", layers=2), small("mii"), input_ids=prompts(1, 64)[0])
+    assert expected[1] == found[1]
+    assert torch.equal(expected[0], found[0])
+
+
+def test_beams():
+    ids, mask = prompts(2, 40, [9, 0])
+    expected, found = both(tiny("llama", layers=1), small("snapkv"), input_ids=ids, attention_mask=mask, num_beams=2)
+    assert torch.equal(expected[0], found[0])
+
+
+def test_assisted_decoding():
+    model = tiny("llama", layers=2)
+    inputs = {"input_ids": prompts(1, 40)[0], "assistant_model": tiny("llama", layers=1)}
+    expected, found = both(model, small("snapkv"), **inputs)
+    assert torch.equal(expected[0], found[0])
+
+
+def test_chunked_prefill_with_eviction_between_chunks():
+    contract = small("snapkv", schedule={"kind": "per_prefill_chunk"})
+    expected, found = both(tiny("llama", layers=1), contract, input_ids=prompts(1, 64)[0], prefill_chunk_size=24)
+    assert expected[1] == found[1]
+    assert torch.equal(expected[0], found[0])
+
+
+def test_eviction_while_decoding():
+    contract = small("h2o", schedule={"kind": "every_decode_steps", "n": 2})
+    expected, found = both(tiny("llama", layers=1), contract, input_ids=prompts(1, 64)[0])
+    assert expected[1] == found[1]
+    assert torch.equal(expected[0], found[0])
+
+
+def test_second_turn():
+    model, results = tiny("llama", layers=1), []
+    ids, more = prompts(1, 40)[0], prompts(1, 9, seed=1)[0]
+    for backend in ("torch", TRITON):
+        with kvpress.CompressedCache(model, small("snapkv"), backend=backend) as cache:
+            first = model.generate(input_ids=ids, past_key_values=cache, **GREEDY)
+            turn = torch.cat([first, more], 1)
+            results.append(model.generate(input_ids=turn, past_key_values=cache, **GREEDY))
+    assert torch.equal(*results)

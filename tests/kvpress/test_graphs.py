@@ -1,0 +1,125 @@
+"""Replayed decode steps: the same tokens as eager ones, and a stated reason wherever a step cannot be replayed.
+
+No device here: the "capture" keeps the step and runs it again, which is what a replay does, while everything that the
+host knows of lengths is hidden, which is what a graph does.
+"""
+
+import functools
+
+import pytest
+import torch
+from generation_support import blind_replay, kept, small
+from tiny_models import prompts, tiny
+
+import kvpress
+import kvpress.graphs
+
+GREEDY = {"do_sample": False, "pad_token_id": 0}
+TRITON = kvpress.BackendRequest("triton", page_size=16)
+GRAPHS = kvpress.BackendRequest("triton", page_size=16, graphs=True)
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    real = kvpress.graphs.graphed_decode
+    monkeypatch.setattr(kvpress.graphs, "graphed_decode", functools.partial(real, capture=blind_replay))
+
+
+def generate(model, contract, backend, n=10, **inputs):
+    with kvpress.compress(model, contract, backend=backend) as session:
+        tokens = model.generate(max_new_tokens=n, **GREEDY, **inputs)
+    return tokens, session
+
+
+@pytest.mark.usefixtures("replays")
+@pytest.mark.parametrize("name", ["full", "adakv"])
+def test_replayed_steps_give_the_same_tokens(name):
+    model, contract = tiny("llama", layers=1), kvpress.Contract.load("full") if name == "full" else small(name)
+    inputs = {"input_ids": prompts(1, 40)[0], "n": 20}
+    expected, eager = generate(model, contract, "torch", **inputs)
+    tokens, session = generate(model, contract, GRAPHS, **inputs)
+    assert torch.equal(tokens, expected)
+    assert kept(session) == kept(eager)
+    record = session.cache.plan.graphs
+    assert record.replayed == 19
+    assert record.captured <= 3, "once, and where a row outgrew the table"
+    assert record.eager == {}
+    assert session.report().to_dict()["decode"].startswith("CUDA graph, 19 steps replayed")
+
+
+@pytest.mark.usefixtures("replays")
+def test_beams_are_replayed():
+    model = tiny("llama", layers=1)
+    ids, mask = prompts(2, 30, [9, 0])
+    inputs = {"input_ids": ids, "attention_mask": mask, "num_beams": 2, "n": 4}
+    expected, _ = generate(model, "full", "torch", **inputs)
+    tokens, session = generate(model, "full", GRAPHS, **inputs)
+    assert torch.equal(tokens, expected)
+    assert session.cache.plan.graphs.replayed == 3
+
+
+@pytest.mark.usefixtures("replays")
+def test_a_second_turn_and_what_comes_after_a_replay():
+    """Host and device agree after replays: later turns append behind them."""
+    model = tiny("llama", layers=1)
+    ids, more = prompts(1, 30)[0], prompts(1, 6, seed=3)[0]
+
+    def two_turns(backend):
+        with kvpress.CompressedCache(model, "full", backend=backend) as cache:
+            first = model.generate(input_ids=ids, past_key_values=cache, max_new_tokens=3, **GREEDY)
+            turn = torch.cat([first, more], 1)
+            return model.generate(input_ids=turn, past_key_values=cache, max_new_tokens=3, **GREEDY)
+
+    assert torch.equal(two_turns("torch"), two_turns(GRAPHS))
+
+
+@pytest.mark.usefixtures("replays")
+@pytest.mark.parametrize(
+    ("family", "contract", "reason"),
+    [
+        ("gemma3", "full", "sliding-window layers"),
+        ("llama", small("snapkv", schedule={"kind": "every_decode_steps", "n": 4}), "evicts while decoding"),
+    ],
+)
+def test_what_cannot_be_replayed_runs_eagerly_and_says_why(family, contract, reason):
+    model, (ids, _) = tiny(family, layers=2 if family == "gemma3" else 1), prompts(1, 48)
+    expected, _ = generate(model, contract, "torch", n=4, input_ids=ids)
+    tokens, session = generate(model, contract, GRAPHS, n=4, input_ids=ids)
+    assert torch.equal(tokens, expected)
+    assert session.cache.plan.graphs.replayed == 0
+    report = session.report()
+    assert report.to_dict()["decode"].startswith("3 steps eager: ")
+    assert reason in report.to_dict()["decode"]
+    assert reason in str(report)
+
+
+@pytest.mark.usefixtures("replays")
+def test_torch_backend_cannot_be_replayed():
+    request = kvpress.BackendRequest("torch", "paged", graphs=True)
+    _, session = generate(tiny("llama", layers=1), "full", request, n=3, input_ids=prompts(1, 20)[0])
+    assert "only the Triton backend over the paged store" in session.report().to_dict()["decode"]
+
+
+def test_without_a_device_the_report_says_so():
+    _, session = generate(tiny("llama", layers=1), "full", GRAPHS, n=3, input_ids=prompts(1, 20)[0])
+    assert "CUDA graphs need a CUDA or ROCm device, and this is 'cpu'" in session.report().to_dict()["decode"]
+
+
+def test_a_capture_that_fails_leaves_the_run_intact(monkeypatch):
+    def failing(step):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    real = kvpress.graphs.graphed_decode
+    monkeypatch.setattr(kvpress.graphs, "graphed_decode", functools.partial(real, capture=failing))
+    model, ids = tiny("llama", layers=1), prompts(1, 20)[0]
+    expected, _ = generate(model, "full", "torch", n=5, input_ids=ids)
+    tokens, session = generate(model, "full", GRAPHS, n=5, input_ids=ids)
+    assert torch.equal(tokens, expected)
+    told = session.report().to_dict()["decode"]
+    assert told == "4 steps eager: capturing the step failed: operation not permitted when stream is capturing"
+
+
+def test_the_model_is_as_before():
+    model = tiny("llama", layers=1)
+    generate(model, "full", GRAPHS, n=2, input_ids=prompts(1, 20)[0])
+    assert "forward" not in model.__dict__
