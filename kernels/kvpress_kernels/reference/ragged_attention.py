@@ -48,4 +48,4 @@ def ragged_attention(
         # a query that sees nothing has no weights: 0, and not the NaN of an empty softmax
         probs = logits.softmax(dim=2).nan_to_num(0.0)[:, :, 1:]
         out[row] = probs @ values.to(wide)
-    return out.view(batch, n_kv, group, n_queries, -1)
+    return out.view(*query.shape[:4], pages.layout.value_dim)

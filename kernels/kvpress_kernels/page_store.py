@@ -1,0 +1,119 @@
+"""How tokens enter pages: where a page's parts lie, and the one function through which kernels write keys and values.
+
+The seam for other representations: what a projected or quantised page stores of a token is decided in `store_tile`
+alone; the kernels that call it know rows, tokens and slots, but not how numbers are kept.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kvpress_kernels.launch import DTYPES, padded
+from kvpress_kernels.pages import PageLayout, Pages
+
+#: torch dtype -> Triton's name of a pointer to it
+POINTER_TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+#: layouts whose configurations are compiled ahead of time: every head dim in bf16, and some of all else
+SHIPPED_LAYOUTS = (
+    *(PageLayout(32, dim, dim, torch.bfloat16) for dim in (64, 80, 96, 128, 192, 256)),
+    PageLayout(32, 192, 128, torch.bfloat16),
+    *(PageLayout(32, 128, 128, dtype) for dtype in (torch.float16, torch.float32)),
+    *(PageLayout(size, dim, dim, torch.bfloat16) for size in (16, 64) for dim in (64, 128)),
+)
+
+
+@triton.jit
+def page_at(ANCHOR, entry):
+    """Pointer to the first element of the pages with these entries, of any shape."""
+    return ANCHOR + entry * (128 // ANCHOR.dtype.element_ty.primitive_bitwidth)  # elements per 16 bytes
+
+
+@triton.jit
+def positions_of(page, POSITION_OFFSET: tl.constexpr):
+    """Pointer to the first position, an int32, of the pages that start at `page`, of any shape."""
+    return (page + POSITION_OFFSET).to(tl.pointer_type(tl.int32), bitcast=True)
+
+
+@triton.jit
+def load_tile(first, token, token_stride, wanted, DIM: tl.constexpr, PADDED: tl.constexpr):
+    """Rows `token` [T] of a dense matrix that starts at `first`: [T, PADDED], zero where not `wanted` [T]."""
+    column = tl.arange(0, PADDED)
+    rows = first + token.to(tl.int64) * token_stride
+    return tl.load(rows[:, None] + column[None, :], mask=wanted[:, None] & (column < DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def store_tile(page, slot, tile, wanted, OFFSET: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr):
+    """Write the keys or values of T tokens, tile [T, PADDED], into pages where `wanted` [T].
+
+    page: first element of the one page, or [T] of each token's page; slot: [T] place of each token in its page;
+    OFFSET: elements between the start of a page and its keys or values.
+    """
+    column = tl.arange(0, PADDED)
+    rows = page + (OFFSET + slot * DIM)
+    mask = wanted[:, None] & (column < DIM)[None, :]
+    tl.store(rows[:, None] + column[None, :], tile.to(page.dtype.element_ty), mask=mask)
+
+
+def page_constants(layout: PageLayout) -> dict[str, int]:
+    """Constexpr arguments that describe a page; offsets are in elements of its dtype."""
+    return {
+        "PAGE": layout.page_size,
+        "DK": layout.key_dim,
+        "DV": layout.value_dim,
+        "DK_PADDED": padded(layout.key_dim),
+        "DV_PADDED": padded(layout.value_dim),
+        "VALUE_OFFSET": layout.value_offset // layout.dtype.itemsize,
+        "POSITION_OFFSET": layout.position_offset // layout.dtype.itemsize,
+    }
+
+
+def layout_label(layout: PageLayout) -> str:
+    """ "D128 P32 bf16", as configurations are named."""
+    dims = f"{layout.key_dim}" if layout.key_dim == layout.value_dim else f"{layout.key_dim}/{layout.value_dim}"
+    return f"D{dims} P{layout.page_size} {POINTER_TYPES[layout.dtype].removeprefix('*')}"
+
+
+def check_pages(pages: Pages, page_table: Tensor, lengths: Tensor | None, rows: int | None = None) -> None:
+    """Raise ValueError unless kernels can find the pages of `rows` rows (of any number when None)."""
+    size = pages.layout.page_size
+    if pages.layout.dtype not in DTYPES:
+        raise ValueError(f"pages hold {pages.layout.dtype}; kernels read bfloat16, float16 and float32")
+    if size & (size - 1):
+        raise ValueError(f"kernels need a page size that is a power of two, got {size}")
+    if page_table.dim() != 2 or page_table.dtype != torch.int64 or not page_table.is_contiguous():
+        raise ValueError(
+            f"page_table must be a contiguous [rows, pages] int64 tensor, got {page_table.dtype} {tuple(page_table.shape)}"
+        )
+    rows = page_table.shape[0] if rows is None else rows
+    if page_table.shape[0] != rows:
+        raise ValueError(f"page_table has {page_table.shape[0]} rows for {rows} pairs of sequence and KV head")
+    if lengths is None:
+        return
+    if lengths.shape != (rows,) or lengths.dtype != torch.int32 or not lengths.is_contiguous():
+        raise ValueError(f"lengths must be [{rows}] int32 and contiguous, got {lengths.dtype} {tuple(lengths.shape)}")
+
+
+def check_new_tokens(keys: Tensor, values: Tensor, layout: PageLayout) -> None:
+    """Raise ValueError unless dense keys [B, Hkv, n, Dk] and values [B, Hkv, n, Dv] can be stored in such pages."""
+    for name, tensor, dim in (("keys", keys, layout.key_dim), ("values", values, layout.value_dim)):
+        if tensor.dim() != 4 or tensor.shape[3] != dim or tensor.shape[:3] != keys.shape[:3]:
+            raise ValueError(
+                f"expected keys [B, Hkv, n, {layout.key_dim}] and values [B, Hkv, n, {layout.value_dim}]; "
+                f"got {tuple(keys.shape)} and {tuple(values.shape)}"
+            )
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} are {tensor.dtype}; kernels read bfloat16, float16 and float32")
+        if tensor.numel() and tensor.stride(3) != 1:
+            raise ValueError(f"the last dimension of {name} must be contiguous, its stride is {tensor.stride(3)}")
+
+
+def check_ragged(items: Tensor, offsets: Tensor, rows: int, name: str) -> None:
+    """Raise ValueError unless items [total] and offsets [rows + 1] are contiguous int32 lists, one list a row."""
+    if items.dim() != 1 or items.dtype != torch.int32 or not items.is_contiguous():
+        raise ValueError(f"{name} must be one contiguous int32 list, got {items.dtype} {tuple(items.shape)}")
+    if offsets.shape != (rows + 1,) or offsets.dtype != torch.int32 or not offsets.is_contiguous():
+        raise ValueError(f"offsets must be [{rows + 1}] int32, got {offsets.dtype} {tuple(offsets.shape)}")
