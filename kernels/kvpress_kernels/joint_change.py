@@ -80,7 +80,7 @@ def change_without(
         counts = (gone != most_is_lost) & (page < n_pages)  # kept pages, or removed ones
         page_lse = tl.load(PAGE_LSE + page * GROUP, mask=counts, other=-float("inf"))
         weight = tl.exp(page_lse - top)
-        value_at = page[:, None] * (GROUP * DV) + value_dim[None, :]
+        value_at = page.to(tl.int64)[:, None] * (GROUP * DV) + value_dim[None, :]
         mask = counts[:, None] & (value_dim < DV)[None, :]
         values = tl.load(PAGE_VALUES + value_at, mask=mask, other=0.0).to(tl.float32)
         total += tl.sum(weight, 0)

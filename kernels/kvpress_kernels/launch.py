@@ -73,8 +73,8 @@ class CompileCase:
     op: the op's name (file stem); config: a label that tells the configurations of an op apart, for example
     "D128 P32 bf16 values"; kernel: the jitted function; types: runtime argument -> Triton type ("*bf16", "*i64", "i32",
     "fp32"); constants: constexpr argument -> value; aligned: integer arguments that are multiples of 16 at run time
-    (pointers always are); kv_loop: whether K and V stream through the kernel's loop, so that at least two buffers are
-    demanded; min_vector_bytes: width that every K/V load must have.
+    (pointers always are); kv_loop: whether K and V stream through the kernel's loop, so that at least two buffers and
+    16-byte loads are demanded.
     """
 
     op: str

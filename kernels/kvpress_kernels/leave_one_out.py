@@ -52,7 +52,7 @@ def _page_changes(
     page_lse = tl.load(PAGE_LSE + first + pair, mask=used, other=-float("inf"))
     lse = tl.load(LSE + row * GROUP + head, mask=used, other=0.0)
     mass = tl.exp(page_lse - lse)
-    value_at = first * DV + pair[:, None] * DV + value_dim[None, :]
+    value_at = (first + pair)[:, None] * DV + value_dim[None, :]
     values = tl.load(PAGE_VALUES + value_at, mask=used[:, None] & is_value[None, :], other=0.0).to(tl.float32)
     output_at = (row * GROUP + head)[:, None] * DV + value_dim[None, :]
     away = tl.load(OUTPUT + output_at, mask=used[:, None] & is_value[None, :], other=0.0) - values  # [pairs, DV]

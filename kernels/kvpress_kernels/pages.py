@@ -72,6 +72,8 @@ class Pages:
         self.layout, self.device = layout, torch.device(device)
         with torch.inference_mode(False):  # an inference tensor could not be written outside inference mode later
             self.anchor = torch.zeros(UNIT_BYTES, dtype=layout.dtype, device=self.device)
+        # Triton addresses small tensors with 32 bits on ROCm; from this one kernels reach everywhere
+        self.anchor.ptr_range = _any_distance  # type: ignore[attr-defined]
         self._slabs: dict[int, Tensor] = {}  # by the entry of their first page
 
     @property
@@ -164,6 +166,10 @@ def typed(raw: Tensor, layout: PageLayout) -> PageViews:
 def n_pages(lengths: Tensor, page_size: int) -> Tensor:
     """Pages that segments of these lengths occupy."""
     return (lengths + page_size - 1) // page_size
+
+
+def _any_distance() -> int:
+    return 1 << 62
 
 
 def _round_up(number: int, step: int) -> int:

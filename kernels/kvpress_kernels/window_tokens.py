@@ -228,10 +228,8 @@ def launch_sizes(arch: str, dim: int, itemsize: int, n_queries: int) -> tuple[in
         return 64, min(32, queries), 4, 1
     if itemsize == 4 and dim > 128:
         return 32, 16, 8, 2
-    if itemsize == 4 or (device == "small" and dim > 128):
+    if itemsize == 4 or dim > 128:
         return 64, min(32, queries), 8, 2
-    if dim > 128:
-        return 64, queries, 8, 2
     return 128, queries, 8, (3 if device == "hopper" else 2)
 
 

@@ -193,15 +193,15 @@ def score_units(
 
 def launch_sizes(arch: str, dim: int, itemsize: int, n_queries: int, group: int, unit_size: int) -> dict[str, int]:
     """Sizes of the tiles of the second pass over units, and its launch options."""
-    device, units = device_class(arch), 16
+    device = device_class(arch)
     if device == "interpreter":
-        rows, tokens, warps, stages, units = 32, 16, 4, 2, 4
+        rows, tokens, units, warps, stages = 32, 16, 4, 4, 2
     elif device == "amd":
-        rows, tokens, warps, stages = 32, (32 if dim <= 64 else 16), 4, 1
+        rows, tokens, units, warps, stages = 32, (32 if dim <= 64 else 16), 16, 4, 1
     elif dim > 128 or itemsize == 4:
-        rows, tokens, warps, stages = 32, 16, (4 if device == "hopper" and itemsize == 2 else 8), 3
+        rows, tokens, units, warps, stages = 32, 16, 8, 8, 3
     else:
-        rows, tokens, warps, stages = (64 if dim <= 64 or device == "hopper" else 32), 32, 8, 3
+        rows, tokens, units, warps, stages = (64 if dim <= 64 or device == "hopper" else 32), 32, 16, 8, 3
     queries = min(rows, padded(n_queries))
     return {
         "HEADS": min(2, rows // queries, triton.next_power_of_2(group)), "QUERIES": queries,

@@ -101,12 +101,16 @@ class PagedStore:
             return None
         version, work = self._work
         if version != self.table.version:
-            from kvpress_kernels.work_list import prefers_work_list, work_list
+            from kvpress_kernels.work_list import CHUNK_PAGES, prefers_work_list, work_list
 
             fresh = None
             if prefers_work_list(self.lengths):
+                items = int((-(-self.table.n_pages // CHUNK_PAGES)).sum())
+                known = 0 if work is None else work.row.numel()
+                # with room to grow, so that the shape, and with it a captured step, outlasts the next pages
+                items = known if known >= items else items + items // 8 + 1
                 handed_out = upload(self.table.n_pages * self.page_size, torch.int32, None, self._pages.device)
-                fresh = work_list(handed_out, self.page_size, self.table.device.shape[1])
+                fresh = work_list(handed_out, self.page_size, self.table.device.shape[1], max_items=items)
             work = _renewed(work, fresh)
             self._work = self.table.version, work
         return work

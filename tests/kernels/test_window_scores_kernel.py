@@ -233,8 +233,8 @@ def test_low_precision_inputs(blocks, dtype):
     case = replace(
         case, query=case.query.to(dtype), keys=case.keys.to(dtype), values=case.values.to(dtype), weights=case.weights.float()
     )  # fmt: skip
-    # the interpreter cuts the output of the first pass to the dtype of the values
-    check(case, limit=2e-2 if blocks is None else 4e-6, statistics=("mass", "change@1"))
+    # over tokens, the output is rounded to the dtype of the values
+    check(case, limit=5e-3 if blocks is None else 4e-6, statistics=("mass", "change@1"))
 
 
 def test_views_of_a_batch_with_heads_inside():

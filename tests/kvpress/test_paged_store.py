@@ -193,3 +193,24 @@ def test_blocks_as_large_as_a_page_are_evicted_without_a_move(monkeypatch):
     assert "compact" not in moves
     assert moves.count("gather_pages") == 3
     assert max(max(layer.storage.store.lengths) for layer in session.cache.compressed_layers) <= 64 + 8 + 16
+
+
+def test_uneven_heads_are_decoded_from_a_work_list(monkeypatch):
+    """The list covers all pages, follows the table in the same tensors, and changes no result."""
+    import kvpress_kernels.work_list as module
+
+    monkeypatch.setattr(module, "MIN_TOKENS", 1)
+    pool = PagePool(PageLayout(16, 16, 16, torch.float32), "cpu")
+    keys, values = torch.randn(1, 2, 200, 16), torch.randn(1, 2, 200, 16)
+    store = PagedStore(keys, values, [torch.arange(200), torch.arange(20)], pool, "triton")
+    reference = PagedStore(keys, values, [torch.arange(200), torch.arange(20)], pool, "torch")
+    addresses = set()
+    for column in range(200, 235):
+        token = torch.randn(1, 2, 1, 16)
+        for one in (store, reference):
+            one.append(token, token, torch.tensor([column]))
+        addresses.add(store.addresses())
+    assert store.work_list() is not None
+    query = torch.randn(1, 2, 3, 16)
+    torch.testing.assert_close(store.decode(query, scale=0.25), reference.decode(query, scale=0.25))
+    assert len(addresses) <= 3, "the table outgrew its width; the list itself stayed where it was"
