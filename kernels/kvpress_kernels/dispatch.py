@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -21,7 +21,21 @@ def op(name: str, backend: BackendName) -> Callable[..., Any]:
     """The function called `name`: kvpress_kernels.<name> for triton, kvpress_kernels.reference.<name> for torch."""
     package = "kvpress_kernels" if backend == "triton" else "kvpress_kernels.reference"
     function: Callable[..., Any] = getattr(import_module(f"{package}.{name}"), name)
-    return function
+    return function if backend == "torch" else _on_its_device(function)
+
+
+def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current device, which is not where a layer of a model on several devices lies."""
+
+    @wraps(function)
+    def guarded(first: Any, *args: Any, **options: Any) -> Any:
+        device = first.device  # of a tensor, or of pages
+        if device.type != "cuda" or device.index in (None, torch.cuda.current_device()):
+            return function(first, *args, **options)
+        with torch.cuda.device(device):
+            return function(first, *args, **options)
+
+    return guarded
 
 
 def interpreted() -> bool:

@@ -217,10 +217,11 @@ def launch_sizes(arch: str, dim: int, itemsize: int, n_rows: int) -> tuple[int, 
     device, few = device_class(arch), n_rows <= 64
     if device == "interpreter":
         return 32, 32, 4, 2
+    if device == "amd":  # as many warps as have 16 bytes of a tile to load for each of 64 lanes
+        warps = 4 if dim <= 64 else 8
+        return (32, 16, warps, 1) if itemsize == 4 else (64 if few or dim > 128 else 128, 32, warps, 1)
     if itemsize == 4:
-        return 32, 16, 8, 1 if device == "amd" else 2
-    if device == "amd":
-        return (64 if few or dim > 128 else 128), 32, 8, 1
+        return 32, 16, 8, 3
     if device == "hopper":
         return (64, 32, (4 if dim <= 128 else 8), 3) if few else (128, (64 if dim <= 128 else 32), 8, 3)
     if few or dim > 128:

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kvpress_kernels.launch import INTERPRETED, LOG2E, padded
+from kvpress_kernels.softcap import tanh
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,16 @@ def logits_log2(products, scale, ceiling, SOFTCAP: tl.constexpr):
     """Logits in powers of two: products * scale, or ceiling * tanh(products * scale)."""
     logits = products * scale
     if SOFTCAP:
-        decay = tl.exp2(-2.8853900817779268 * tl.abs(logits))  # exp(-2 |x|)
-        bent = (1.0 - decay) / (1.0 + decay)
-        logits = ceiling * tl.where(logits < 0, -bent, bent)
+        logits = ceiling * tanh(logits)
     return logits
 
 
 def device_class(arch: str) -> str:
     """What bounds the tiles: "hopper" (wgmma, 227 KB of shared memory), "large" (163 KB), "small" (99 KB), "amd" (64 KB)."""
-    if arch == "interpreter" or arch.startswith("gfx"):
-        return "amd" if arch != "interpreter" else arch
+    if arch == "interpreter":
+        return arch
+    if arch.startswith("gfx"):
+        return "amd"
     return {"sm_80": "large", "sm_90": "hopper", "sm_100": "large", "sm_103": "large"}.get(arch, "small")
 
 

@@ -8,7 +8,7 @@ and nothing waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,6 +23,8 @@ from kvpress_kernels.window_units import score_units
 
 #: tokens of which the centre of the values is taken; any centre gives the same results, up to rounding
 CENTRE_TOKENS = 4096
+#: elements of the attention outputs of one look at the queries (256 MiB in float32)
+OUTPUT_ELEMENTS = 1 << 26
 #: queries from which on it pays to look up what sees what
 MANY_QUERIES = 512
 
@@ -73,14 +75,17 @@ def window_scores(
         None if sinks is None else sinks.to(torch.float32).contiguous(),
     )
     slots = None if unit_slots is None else unit_slots.to(torch.int32).contiguous()
-    if value_basis is None or not alphas:
-        _fill(problem, weights, slots, result, plain, alphas, reducer)
-        return result
-    for head in range(n_heads):  # values differ from query head to query head: each becomes a KV head of its own
-        _fill(
-            _in_basis(problem, head, value_basis[head]), weights, slots,
-            {name: value[head][:, None] for name, value in result.items()}, plain, alphas, reducer,
-        )  # fmt: skip
+    # outputs of all queries are in memory at a time
+    step = max(1, OUTPUT_ELEMENTS // (n_heads * group * values.shape[2])) if alphas else n_queries
+    for first in range(0, n_queries, step):
+        part = found if first == 0 else torch.zeros_like(found)
+        chunk = slice(first, first + step)
+        some = replace(problem, query=problem.query[:, :, chunk], visible=problem.visible[chunk])
+        _fill(some, weights[chunk], slots, part, plain, alphas, reducer, value_basis)
+        if first and reducer == "max":
+            torch.maximum(found, part, out=found)
+        elif first:
+            found += part
     return result
 
 
@@ -88,12 +93,21 @@ def _fill(
     problem: Problem,
     weights: Tensor,
     slots: Tensor | None,
-    result: dict[str, Tensor],
-    plain: Collection[str],
+    found: Tensor,
+    plain: Sequence[str],
     alphas: dict[str, float],
     reducer: str,
+    value_basis: Tensor | None,
 ) -> None:
-    """Write the statistics into `result`, tensors of zeros."""
+    """Write the statistics into zeros [statistics, S, G, U], the plain ones first."""
+    if value_basis is not None and alphas:
+        for head in range(problem.keys.shape[0]):  # values differ: each query head becomes a KV head of its own
+            _fill(
+                _in_basis(problem, head, value_basis[head]), weights, slots, found[:, head][:, :, None],
+                plain, alphas, reducer, None,
+            )  # fmt: skip
+        return
+    result = dict(zip([*plain, *alphas], found.unbind(0), strict=True))
     attended = attend(problem)
     dominant = None
     if alphas:

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import torch
 
 from kvpress_kernels import ops
 from kvpress_kernels.bench import __main__ as bench
+from kvpress_kernels.bench import timing
 from kvpress_kernels.bench.measurement import Measurement, Prepared, measure, table
 from kvpress_kernels.bench.ragged_decode import decode_bytes, skewed
 from kvpress_kernels.bench.shapes import TINY, filled
@@ -263,6 +265,33 @@ def test_failures_are_told_apart():
     row = measure(Measurement("op", {}, lambda device, seed: Prepared(fails), 8), CPU, CountingTimer(), 1.0, "ok")
     assert row["microseconds"] is None
     assert row["gate"] == "RuntimeError: out of memory"
+
+
+@pytest.mark.parametrize("at_most", [None, 256, 20, 5])
+@pytest.mark.parametrize("microseconds", [3.0, 50.0, 5000.0])
+def test_a_time_is_that_of_one_launch_and_launches_are_counted(monkeypatch, microseconds, at_most):
+    """The timer without a device: a graph is a list of launches, and takes as long as they and its start do."""
+    runs = [0, 0, 0]
+    launches = [lambda i=i: runs.__setitem__(i, runs[i] + 1) for i in range(3)]
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+
+    def seconds(graph):
+        for launch in graph:
+            launch()
+        return (len(graph) * microseconds + 5) * 1e-6
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(timing, "_captured", lambda launches, rounds: [*launches] * rounds)
+    monkeypatch.setattr(timing, "_seconds", seconds)
+    found = timing.graph_timer(launches, at_most)
+    assert microseconds * 1e-6 <= found <= (microseconds + 2) * 1e-6
+    assert len(set(runs)) == 1
+    if at_most is not None:
+        assert runs[0] <= at_most
+    elif microseconds < 1000:
+        assert found <= microseconds * 1.01 * 1e-6, "the start of a graph does not count"
 
 
 def test_inputs_rotate():

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from kvpress_kernels import compiled, launch, load_widths, ops
-from kvpress_kernels.compile_report import main, markdown, table
+from kvpress_kernels.compile_report import is_main, main, markdown, table
 from kvpress_kernels.pages import PageLayout, Pages
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +119,10 @@ def test_every_shipped_configuration_compiles_well(tmp_path):
     }
     labels = [(row["kernel"], row["config"], row["arch"]) for row in rows]
     assert len(set(labels)) == len(labels), "two configurations of an op have the same label"
+    docs = (ROOT / "docs" / "kernels.md").read_text()
+    if f"triton {triton.__version__};" in docs:
+        shown = [row for row in rows if row["arch"] == "sm_90" and is_main(row["config"])]
+        assert markdown(shown) in docs, "the table of docs/kernels.md is out of date: it says how it is made"
 
 
 @pytest.mark.slow
@@ -225,6 +229,12 @@ def test_pages_are_not_reached_by_32_bit_offsets_on_amd():
     HIPBackend.is_within_2gb(anchor)  # the first question only looks whether torch is there
     assert HIPBackend.is_within_2gb(torch.zeros(16))
     assert not HIPBackend.is_within_2gb(anchor), "a launch on AMD would cut page table entries to 32 bits"
+
+
+def test_the_documentation_shows_llamas_shape():
+    assert is_main("D128 P32 bf16 values")
+    assert is_main("attend D128 M64 bf16")
+    assert not any(map(is_main, ("D128 P16 bf16", "D64 P32 bf16", "D128 P32 fp32", "D192/128 P32 bf16")))
 
 
 def test_report_refuses_the_interpreter(capsys):

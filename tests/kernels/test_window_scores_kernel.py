@@ -253,6 +253,15 @@ def test_many_queries_skip_what_they_cannot_see(monkeypatch):
         check(case, reducer, limit=1e-5, statistics=SOME)
 
 
+@pytest.mark.parametrize("reducer", ["sum", "max"])
+def test_looking_at_a_few_queries_at_a_time_changes_nothing(monkeypatch, reducer):
+    draw = torch.Generator().manual_seed(1)
+    case = make(basis=torch.randn(1, 2, 16, 20, generator=draw))
+    monkeypatch.setattr(module, "OUTPUT_ELEMENTS", 2 * 16 * 2)  # two of five queries
+    check(case, reducer, statistics=SOME)
+    check(replace(case, basis=None), reducer, statistics=SOME)
+
+
 def test_tiles_of_queries_that_see_something():
     first, end = query_tiles(torch.arange(1, 101, dtype=torch.int32), 100, 32, 16)
     assert first.tolist() == [0, 2, 4, 6]
