@@ -99,3 +99,32 @@ def test_reports_name_the_backend_and_the_reason():
         assert report["backend_reason"]
         assert f"backend {name} (" in str(session.report())
         assert f"{store} store" in str(session.report())
+
+
+def test_kernels_launch_on_the_device_of_their_tensors(monkeypatch):
+    """Triton takes the current device; the layers of a model may lie on others."""
+    from kvpress_kernels.dispatch import _on_its_device
+
+    events = []
+
+    class Guard:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            events.append(self.device)
+
+        def __exit__(self, *error):
+            events.append("left")
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", Guard)
+
+    class Somewhere:
+        def __init__(self, device):
+            self.device = torch.device(device)
+
+    launch = _on_its_device(lambda first, value=0: events.append(value))
+    for device, value in (("cuda:1", 1), ("cuda:0", 2), ("cpu", 3)):
+        launch(Somewhere(device), value=value)
+    assert events == [torch.device("cuda:1"), 1, "left", 2, 3]

@@ -60,7 +60,7 @@ def _trial(
     shape = (len(counts) // size.n_kv_heads, size.n_kv_heads, group, n_queries, layout.key_dim)
     query = normal(shape, layout.dtype, device, seed=1)
     tokens = held.read()
-    # from a query that sees nothing anywhere to one that sees everything
+    # from a query that sees no token of any row to one that sees all of them
     last = int(tokens.positions.max())
     query_positions = (
         torch.linspace(-1, last, n_queries).long().to(device) if n_queries > 1 else torch.tensor([last], device=device)
