@@ -101,7 +101,7 @@ class Pages:
         del self._slabs[first]
 
     def read(self, entries: Tensor) -> PageViews:
-        """Copies of pages, for entries [m] on any device."""
+        """Copies of pages, for entries [m] on the host (or on the device, which is then waited for)."""
         layout, n = self.layout, entries.numel()
         found = torch.empty((n, layout.nbytes), dtype=torch.uint8, device=self.device)
         for slab, index, where in self._located(entries):
@@ -135,17 +135,17 @@ class Pages:
             slab[index] = block[where]
 
     def _located(self, entries: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """(slab, indices of pages in it, places in `entries`) for every slab that holds some of the entries."""
-        entries = entries.to(self.device)
-        step = self.layout.nbytes // UNIT_BYTES
-        if len(self._slabs) == 1:  # no look-up, and no wait for the device
-            ((first, slab),) = self._slabs.items()
-            return [(slab, (entries - first) // step, torch.arange(entries.numel(), device=self.device))]
-        found = []
+        """(slab, indices of pages in it, places in `entries`) for every slab that holds some of the entries.
+
+        Looked up on the host, which entries usually come from: on the device each slab would cost a wait.
+        """
+        step, found = self.layout.nbytes // UNIT_BYTES, []
+        host = entries.cpu()
         for first, slab in self._slabs.items():
-            where = ((entries >= first) & (entries < first + slab.shape[0] * step)).nonzero().flatten()
+            where = ((host >= first) & (host < first + slab.shape[0] * step)).nonzero().flatten()
             if where.numel():
-                found.append((slab, (entries[where] - first) // step, where))
+                index = (host[where] - first) // step
+                found.append((slab, index.to(self.device, non_blocking=True), where.to(self.device, non_blocking=True)))
         return found
 
 

@@ -7,8 +7,11 @@ from functools import partial
 
 import torch
 
-from kvpress_kernels.check.cases import LOG_SUM, RELATIVE, Case, Results, Trial, stored_half
+from kvpress_kernels.check.cases import RELATIVE, Case, Results, Trial, stored_half
 from kvpress_kernels.check.inputs import Size, normal
+
+#: maxima of up to 80 powers of two round by 4e-6
+LOG_ERROR = 2e-5
 
 
 def cases(size: Size) -> Iterator[Case]:
@@ -52,5 +55,5 @@ def _trial(device: torch.device, *, size: Size, dtype: torch.dtype, dim: int, it
         return found._asdict()
 
     exact = RELATIVE[torch.float32]
-    allowed = {"output": max(exact, stored_half(dtype)), "output_wide": exact, "lse": LOG_SUM[torch.float32]}
+    allowed = {"output": max(exact, stored_half(dtype)), "output_wide": exact, "lse": LOG_ERROR}
     return Trial(run, expected, allowed, frozenset({"lse"}))
