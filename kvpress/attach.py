@@ -107,8 +107,9 @@ def _wrap_attention(model: PreTrainedModel, state: Attachment) -> None:
 def _before_forward(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     from kvpress.cache import CompressedCache
 
-    kwargs = {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs}
-    args = ()
+    if args:
+        kwargs = {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs}
+        args = ()
     cache, input_ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
     sessions = _sessions(model)
     if cache is None and sessions and kwargs.get("use_cache") is not False and not model.training:
@@ -118,7 +119,7 @@ def _before_forward(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[
     _check_call(model, kwargs)
     _check_device(model, input_ids)
     cache.note_inputs(input_ids, kwargs.get("attention_mask"))
-    cache.start_forward()
+    cache.start_forward(model)
     return args, kwargs
 
 

@@ -64,6 +64,8 @@ class BackendRequest:
             raise InputError(f"a page of {self.page_size} tokens is not served: use 16, 32 or 64")
         if self.backend == "triton" and self.store == "packed":
             raise InputError("the Triton kernels read pages: use store 'paged' (or 'auto') with backend 'triton'")
+        if self.graphs and (self.backend == "torch" or self.store == "packed"):
+            raise InputError("only the Triton kernels can be replayed as CUDA graphs: use backend 'auto' or 'triton'")
 
     def resolve(self, device: torch.device, dtype: torch.dtype, head_dims: tuple[int, ...]) -> Backend:
         """The backend for tensors of this kind.
@@ -71,7 +73,7 @@ class BackendRequest:
         Raises:
             InputError: Triton was asked for by name and cannot serve them; `auto` takes torch then and says why.
         """
-        obstacle = why_no_kernels(device, dtype, head_dims)
+        obstacle = None if self.backend == "torch" else why_no_kernels(device, dtype, head_dims)
         if self.backend == "triton" and obstacle:
             raise InputError(f"backend 'triton' cannot be used: {obstacle}; use backend 'auto' or 'torch'")
         if self.backend != "auto":

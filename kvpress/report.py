@@ -79,7 +79,7 @@ def make_report(cache: CompressedCache) -> Report:
     compressed = {layer.index: layer for layer in ready}
     rows = [_layer_rows(plan.decisions, layer) for layer in ready]
     heads = [head for row in rows for head in row["heads"]]
-    others = cache.nbytes - sum(layer.nbytes for layer in layers)
+    others = cache.other_nbytes
     full = (
         sum(
             (layer.storage.token_bytes - 4) * layer.storage.n_heads * layer.storage.n_rows * layer.seen

@@ -23,7 +23,7 @@ from kvpress_kernels.page_store import (
 from kvpress_kernels.pages import PageLayout, Pages
 
 
-@triton.jit(do_not_specialize=["n_tokens"])
+@triton.jit(do_not_specialize=["n_tokens", "table_stride"])
 def _append(
     KEYS, VALUES, COLUMNS, VALID, VALID_COUNT, ANCHOR, PAGE_TABLE, LENGTHS,
     n_tokens, n_kv_heads, table_stride,

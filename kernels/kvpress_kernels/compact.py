@@ -64,7 +64,7 @@ def _move(
         tl.store(target_at[:, None] + word[None, :], words, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _compact(
     ANCHOR, PAGE_TABLE, LENGTHS, KEPT, OFFSETS, table_stride,
     PAGE: tl.constexpr, KEY_WORDS: tl.constexpr, VALUE_WORDS: tl.constexpr,

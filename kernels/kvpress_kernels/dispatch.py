@@ -53,7 +53,10 @@ def why_no_kernels(
     """Why the kernels cannot serve tensors of this kind here, as the end of a sentence; None where they can."""
     if find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
-    from kvpress_kernels.launch import DTYPES
+    try:
+        from kvpress_kernels.launch import DTYPES
+    except ImportError as error:
+        return f"Triton is installed but cannot be imported ({error})"
 
     if interpreted() and device.type != "cpu":
         return "TRITON_INTERPRET=1 is set, and the interpreter takes CPU tensors"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -134,14 +135,22 @@ class PagePool:
     def defragment(self) -> None:
         """Empty the slabs with the fewest used pages into the free pages of the others, and give them back."""
         by_use = sorted(self._slabs, key=lambda slab: slab.n_pages - slab.n_free)
-        room, leaving = self.n_free, []
+        room, leaving = self.n_free, list[_Slab]()
         for slab in by_use[:-1]:
             room -= slab.n_pages  # its own free pages go with it, its used ones need a place elsewhere
             if room < 0:
                 break
             leaving.append(slab)
-        if not leaving:
-            return
+        self._leave(leaving)
+        sparse = [slab for slab in self._slabs if slab.n_free > IDLE_SHARE * slab.n_pages]
+        if self.n_free > IDLE_SHARE * self.n_pages and sparse:  # large slabs with few pages: into one that they fill
+            used = sum(slab.n_pages - slab.n_free for slab in sparse)
+            if used:
+                self._add_slab(used)
+            self._leave(sparse)
+
+    def _leave(self, leaving: list[_Slab]) -> None:
+        """Move the used pages of slabs into free pages of the others, and give the slabs back."""
         if any(slab.n_free < slab.n_pages for slab in leaving):
             self._move_out(leaving)
         for slab in leaving:
@@ -149,22 +158,49 @@ class PagePool:
             self.pages.drop_slab(slab.first)
 
     def _move_out(self, leaving: list[_Slab]) -> None:
-        """Move the used pages of slabs into free pages of the others, with their counts, and tell the tables."""
+        """Move used pages with their counts, and tell the tables; the books change when the pages have arrived."""
         used = [(slab, np.flatnonzero(slab.uses)) for slab in leaving]
         old = np.concatenate([slab.first + index * self._step for slab, index in used])
         counts = np.concatenate([slab.uses[index] for slab, index in used])
+        free = [slab.n_free for slab in leaving]
         for slab in leaving:
             slab.n_free = 0  # nothing is allocated there any more
         new = self.allocate(len(old))
+        try:
+            self.pages.copy(torch.from_numpy(old), torch.from_numpy(new))
+        except RuntimeError:  # out of memory: everything stays where it is
+            self.release(new)
+            for slab, n in zip(leaving, free, strict=True):
+                slab.n_free = n
+            raise
         for slab, index in self._located(new):
             slab.uses[index] = 0  # set to the old counts below
         self._add_uses(new, counts)
-        self.pages.copy(torch.from_numpy(old), torch.from_numpy(new))
         order = np.argsort(old)
         for table in self._tables:
             remap = table()
             if remap is not None:
                 remap(old[order], new[order])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PagePool:
+        """A pool of its own with the same pages; `memo` learns where each slab went, for the tables."""
+        copied = PagePool(self.layout, self.pages.device)
+        memo[id(self)] = copied
+        contents = {slab.first: content for slab, content in zip(self._slabs, self.pages.slabs, strict=True)}
+        for slab in self._slabs:
+            copied._add_slab(slab.n_pages)
+            new = copied._slabs[-1]
+            new.uses, new.free, new.n_free = slab.uses.copy(), slab.free.copy(), slab.n_free
+            copied.pages.slabs[-1].copy_(contents[slab.first])
+        return copied
+
+    def translate(self, entries: Entries, other: PagePool) -> Entries:
+        """Entries of this pool as those of its deep copy `other`."""
+        found = entries.copy()
+        for mine, theirs in zip(self._slabs, other._slabs, strict=True):
+            inside = self._inside(mine, entries)
+            found[inside] = entries[inside] - mine.first + theirs.first
+        return found
 
     def _add_slab(self, n_pages: int) -> None:
         entries = self.pages.add_slab(n_pages)

@@ -20,6 +20,8 @@ from torch import Tensor
 
 #: bytes of one step of a page table entry
 UNIT_BYTES = 16
+#: pages are copied in pieces of this size
+COPY_BYTES = 16 << 20
 #: pages start on multiples of this within a slab, so that rows of keys do not straddle more memory sectors than needed
 PAGE_ALIGNMENT = 64
 
@@ -127,12 +129,14 @@ class Pages:
             into.positions[index, at] = positions.to(self.device)[where].to(torch.int32)
 
     def copy(self, source: Tensor, target: Tensor) -> None:
-        """Copy whole pages, entries [m] to entries [m]; no page may be in both."""
-        block = torch.empty((source.numel(), self.layout.nbytes), dtype=torch.uint8, device=self.device)
-        for slab, index, where in self._located(source):
-            block[where] = slab[index]
-        for slab, index, where in self._located(target):
-            slab[index] = block[where]
+        """Copy whole pages, entries [m] to entries [m]; no page may be in both. Takes COPY_BYTES besides."""
+        size = max(1, COPY_BYTES // self.layout.nbytes)
+        for part, into in zip(source.split(size), target.split(size), strict=True):
+            block = torch.empty((part.numel(), self.layout.nbytes), dtype=torch.uint8, device=self.device)
+            for slab, index, where in self._located(part):
+                block[where] = slab[index]
+            for slab, index, where in self._located(into):
+                slab[index] = block[where]
 
     def _located(self, entries: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(slab, indices of pages in it, places in `entries`) for every slab that holds some of the entries.

@@ -26,7 +26,8 @@ from kvpress_kernels.softcap import tanh
 from kvpress_kernels.split_reduce import split_reduce
 
 
-@triton.jit
+# a wider table must not compile anew in the middle of decoding; no load width depends on these
+@triton.jit(do_not_specialize=["n_columns", "share"])
 def _decode_pages(
     QUERY,  # [R, G, DK]
     ANCHOR,  # what entries count from

@@ -103,9 +103,14 @@ class CompressedCache(Cache):
     def nbytes(self) -> int:
         """Bytes of all tensors that this cache owns: keys, values, positions, slack, free pages, kept queries, other layers."""
         own = sum(layer.nbytes for layer in self.compressed_layers)
-        own += sum(pool.idle_bytes for pool in self.plan.pools.values())
+        idle = sum(pool.idle_bytes + pool.pages.anchor.nbytes for pool in self.plan.pools.values())
+        return own + idle + self.other_nbytes
+
+    @property
+    def other_nbytes(self) -> int:
+        """Of `nbytes`, what the layers hold that are not compressed."""
         tensors = [t for layer in self._other_layers for t in (layer.keys, layer.values) if isinstance(t, Tensor)]
-        return own + sum(t.untyped_storage().nbytes() for t in tensors)
+        return sum(t.untyped_storage().nbytes() for t in tensors)
 
     @property
     def prompt_length(self) -> int | None:
@@ -241,7 +246,7 @@ class CompressedCache(Cache):
             self.prompt_ids = input_ids if self.prompt_ids is None else torch.cat([self.prompt_ids, input_ids], 1)
             self.prompt_mask = mask
 
-    def start_forward(self) -> None:
+    def start_forward(self, model: PreTrainedModel) -> None:
         """A forward pass of the model begins."""
         if self.plan.probing:
             return
@@ -249,7 +254,7 @@ class CompressedCache(Cache):
             raise KvpressError(
                 "a forward pass over this cache stopped half-way, so its layers differ: call cache.reset()"
             )
-        self.plan.clock.start_forward()
+        self.plan.clock.start_forward(model.device)
 
     def end_forward(self, model: PreTrainedModel) -> None:
         """A forward pass is over: book its time, run the extra pass that the query law asks for, then cut."""

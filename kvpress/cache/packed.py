@@ -141,9 +141,11 @@ class PackedStore:
 
     def truncate(self, column: int) -> None:
         """Forget tokens at or behind a column of the input (a rejected draft); their room becomes slack."""
-        for index in range(len(self.lengths)):
-            positions = self.segment(index)[2]
-            self.lengths[index] = int((positions < column).sum())
+        self.lengths = self.stored_before(column)
+
+    def stored_before(self, column: int) -> list[int]:
+        """Tokens of each segment that stand before a column of the input."""
+        return [int((positions < column).sum()) for _, _, positions in self.segments()]
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep, reorder or repeat rows (beam search): row i becomes the old row rows[i]."""

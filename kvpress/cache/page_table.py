@@ -9,7 +9,10 @@ step reads the new pages. Rows may share pages; a page that somebody else uses i
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +46,32 @@ class PageTable:
         """Bytes of the pages that rows own; a page that several rows share counts once."""
         return len(np.unique(self._owned())) * self.pool.layout.nbytes
 
+    def distinct_tokens(self, lengths: Sequence[int]) -> int:
+        """Tokens stored when row r holds lengths[r]; those in a page that several rows share count once."""
+        first = np.arange(self._host.shape[1]) * self.pool.layout.page_size
+        filled = np.clip(np.asarray(lengths, np.int64)[:, None] - first, 0, self.pool.layout.page_size)
+        owned = np.arange(self._host.shape[1]) < self.n_pages[:, None]
+        pages, place = np.unique(self._host[owned], return_inverse=True)
+        most = np.zeros(len(pages), np.int64)
+        np.maximum.at(most, place, filled[owned])
+        return int(most.sum())
+
+    def all_rows(self) -> tuple[Tensor, Counts]:
+        """Entries [m] of all rows one after the other, on the host, and the row of each."""
+        return torch.from_numpy(self._owned()), np.repeat(np.arange(len(self.n_pages)), self.n_pages)
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing() and hasattr(self, "_host"):
+            self.pool.release(self._owned())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PageTable:
+        copied = PageTable(copy.deepcopy(self.pool, memo), len(self.n_pages))
+        memo[id(self)] = copied
+        copied._host, copied.n_pages = self.pool.translate(self._host, copied.pool), self.n_pages.copy()
+        copied._may_share = self._may_share
+        copied._sync()
+        return copied
+
     def row(self, index: int, n_pages: int) -> Tensor:
         """Entries [n_pages] of a row's first pages, on the host."""
         return torch.from_numpy(self._host[index, :n_pages])
@@ -52,8 +81,8 @@ class PageTable:
         wanted = np.maximum(wanted, self.n_pages)
         width = int(wanted.max(initial=0))
         if width > self._host.shape[1]:
-            # wider than needed once it grows, since a new width is a new tensor and a new launch grid
-            wide = width if not self._host.shape[1] else width + width // 8 + 1
+            # wider than needed, since a new width is a new tensor and a new launch grid
+            wide = width + width // 8 + 2
             self._host = np.pad(self._host, ((0, 0), (0, wide - self._host.shape[1])))
         column = np.arange(self._host.shape[1])
         fresh = (column >= self.n_pages[:, None]) & (column < wanted[:, None])
@@ -111,8 +140,9 @@ class PageTable:
 
 def upload(host: npt.ArrayLike, dtype: torch.dtype, target: Tensor | None, device: torch.device) -> Tensor:
     """A host array on the device: in `target` if its shape fits, else in a new tensor, writable in any mode."""
-    source = torch.as_tensor(host).to(dtype)
-    # non_blocking: pageable memory is staged at once, and the host does not wait for what the device is doing
+    source = torch.tensor(host, dtype=dtype)  # a copy: the host's array may change before the device has read it
+    if device.type == "cuda":  # from pinned memory, so that the host does not wait for what the device is doing
+        source = source.pin_memory()
     if target is not None and target.shape == source.shape:
         return target.copy_(source, non_blocking=True)
     with torch.inference_mode(False):

@@ -75,12 +75,12 @@ class PagedStore:
     @property
     def index_bytes(self) -> int:
         """Of `nbytes`, what says where tokens are: positions and the page table."""
-        return sum(self.lengths) * 4 + self._table_bytes
+        return self.table.distinct_tokens(self.lengths) * 4 + self._table_bytes
 
     @property
     def slack_bytes(self) -> int:
-        """Of `nbytes`, room that holds no token yet (0 where rows share more than that)."""
-        return max(self.table.page_bytes - sum(self.lengths) * self.token_bytes, 0)
+        """Of `nbytes`, room that holds no token yet."""
+        return self.table.page_bytes - self.table.distinct_tokens(self.lengths) * self.token_bytes
 
     def decode(self, query: Tensor, **options: Any) -> Tensor:
         """Attention of one token a row: query [B, H, G, D] -> [B, H, G, Dv]; options of `ragged_decode`."""
@@ -110,7 +110,8 @@ class PagedStore:
                 # with room to grow, so that the shape, and with it a captured step, outlasts the next pages
                 items = known if known >= items else items + items // 8 + 1
                 handed_out = upload(self.table.n_pages * self.page_size, torch.int32, None, self._pages.device)
-                fresh = work_list(handed_out, self.page_size, self.table.device.shape[1], max_items=items)
+                with torch.inference_mode(False):  # it is written again when the table changes
+                    fresh = work_list(handed_out, self.page_size, self.table.device.shape[1], max_items=items)
             work = _renewed(work, fresh)
             self._work = self.table.version, work
         return work
@@ -184,11 +185,19 @@ class PagedStore:
 
     def truncate(self, column: int) -> None:
         """Forget tokens at or behind a column of the input (a rejected draft); their room becomes slack."""
-        lengths = []
-        for row, n in enumerate(self.lengths):
-            entries = self.table.row(row, -(-n // self.page_size))
-            lengths.append(int((self._pages.read_positions(entries).flatten()[:n] < column).sum()))
-        self._set_lengths(lengths)
+        self._set_lengths(self.stored_before(column))
+
+    def stored_before(self, column: int) -> list[int]:
+        """Tokens of each row that stand before a column of the input; one look at the device for all rows."""
+        entries, rows = self.table.all_rows()
+        first = np.concatenate([np.arange(n) for n in self.table.n_pages] or [np.empty(0, np.int64)]) * self.page_size
+        device = self._pages.device
+        left = upload(np.asarray(self.lengths, np.int64)[rows] - first, torch.int64, None, device)
+        before = self._pages.read_positions(entries) < column  # [m, P]
+        before &= torch.arange(self.page_size, device=device) < left[:, None]
+        counts = torch.zeros(len(self.lengths), dtype=torch.int64, device=device)
+        found: list[int] = counts.index_add_(0, upload(rows, torch.int64, None, device), before.sum(1)).tolist()
+        return found
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep, reorder or repeat rows (beam search): row i becomes the old row rows[i]. Pages are shared, not copied."""
@@ -196,8 +205,11 @@ class PagedStore:
         if chosen == list(range(len(self.lengths))):
             return
         lengths = [self.lengths[i] for i in chosen]
+        fewer = len(lengths) < len(self.lengths)
         self.table.select_rows(chosen, self._pages_for(lengths))  # an empty page that waits for tokens is not shared
         self._set_lengths(lengths)
+        if fewer:
+            self.table.pool.tidy()
 
     # --- helpers
 
@@ -211,7 +223,8 @@ class PagedStore:
 
     @property
     def _table_bytes(self) -> int:
-        return int(self.table.nbytes + self.device_lengths.nbytes)
+        work = [part.nbytes for part in self._work[1] or () if isinstance(part, Tensor)]
+        return int(self.table.nbytes + self.device_lengths.nbytes + sum(work))
 
     def _op(self, name: str) -> Any:
         return op(name, self.backend)

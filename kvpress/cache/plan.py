@@ -27,6 +27,8 @@ class Clock:
     decode: float = 0.0
     decode_steps: int = 0
     _started: tuple[float, float] | None = None
+    _start_event: Any = None
+    _events: list[tuple[Any, Any, float]] = field(default_factory=list)
 
     @contextmanager
     def measure(self, phase: str, device: torch.device) -> Iterator[None]:
@@ -39,28 +41,48 @@ class Clock:
             _finish(device)
             setattr(self, phase, getattr(self, phase) + time.perf_counter() - start)
 
-    def start_forward(self) -> None:
+    def start_forward(self, device: torch.device) -> None:
         """Note the time; evidence and eviction that happen inside the pass are booked on their own."""
         self._started = (time.perf_counter(), self.evidence + self.eviction)
+        if device.type == "cuda":
+            self._start_event = torch.cuda.Event(enable_timing=True)
+            self._start_event.record(torch.cuda.current_stream(device))
 
     def end_forward(self, phase: str, device: torch.device) -> None:
         """Book the pass under "prefill" or "decode".
 
-        A decode step is not waited for, so that the host may run ahead; who needs its token waits, in the next step's
-        time.
+        A decode step on a GPU is not waited for, so that the host may run ahead: events on the device take its time, and
+        `to_dict` adds them up.
         """
         if self._started is None:
             return
-        if phase != "decode":
-            _finish(device)
         start, own = self._started
+        if device.type == "cuda" and phase == "decode":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(device))
+            self._events.append((self._start_event, event, self.evidence + self.eviction - own))
+            if len(self._events) > 256 and self._events[0][1].query():
+                self._fold(1)
+            self.decode_steps += 1
+            self._started = None
+            return
+        _finish(device)
         spent = time.perf_counter() - start - (self.evidence + self.eviction - own)
         setattr(self, phase, getattr(self, phase) + spent)
         self.decode_steps += phase == "decode"
         self._started = None
 
     def to_dict(self) -> dict[str, float]:
+        """Seconds by phase; waits for the decode steps that a GPU has not finished."""
+        self._fold(len(self._events))
         return {phase: getattr(self, phase) for phase in ("prefill", "evidence", "eviction", "decode")}
+
+    def _fold(self, n: int) -> None:
+        """Book the n oldest decode steps, less the evidence and eviction inside them."""
+        for start, end, own in self._events[:n]:
+            end.synchronize()
+            self.decode += start.elapsed_time(end) / 1e3 - own
+        del self._events[:n]
 
 
 def _finish(device: torch.device) -> None:

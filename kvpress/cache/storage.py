@@ -133,10 +133,9 @@ class LayerStorage:
             self.store, self.dense = self.make_store(*self.dense, columns), None
         elif kept is not None:
             indices = []
-            for index in range(len(self.store.lengths)):
+            for index, n_older in enumerate(self.store.stored_before(limit)):
                 row, head = divmod(index, self.n_heads)
-                positions = self.store.segment(index)[2]
-                newer = torch.arange(int((positions < limit).sum()), positions.numel(), device=positions.device)
+                newer = torch.arange(n_older, self.store.lengths[index], device=kept[row][head].device)
                 indices.append(torch.cat([kept[row][head], newer]))
             self.store.keep(indices)
 

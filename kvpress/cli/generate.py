@@ -75,6 +75,8 @@ def generate(
         return
     runs = [stream(loaded, tokenizer, prompt, arm, settings, heading=compare) for arm in arms]
     err.print(table(runs))
+    if graphs and runs[-1].report is not None:  # asked for by name, so what became of it is told
+        err.print(f"decode: {runs[-1].report.to_dict()['decode']}", highlight=False)
     if report:
         err.print(str(runs[-1].report), markup=False, highlight=False)
 

@@ -8,7 +8,7 @@ import functools
 
 import pytest
 import torch
-from generation_support import blind_replay, kept, small
+from generation_support import BlindCapture, kept, small
 from tiny_models import prompts, tiny
 
 import kvpress
@@ -22,7 +22,7 @@ GRAPHS = kvpress.BackendRequest("triton", page_size=16, graphs=True)
 @pytest.fixture
 def replays(monkeypatch):
     real = kvpress.graphs.graphed_decode
-    monkeypatch.setattr(kvpress.graphs, "graphed_decode", functools.partial(real, capture=blind_replay))
+    monkeypatch.setattr(kvpress.graphs, "graphed_decode", functools.partial(real, capture=BlindCapture()))
 
 
 def generate(model, contract, backend, n=10, **inputs):
@@ -95,7 +95,7 @@ def test_what_cannot_be_replayed_runs_eagerly_and_says_why(family, contract, rea
 
 @pytest.mark.usefixtures("replays")
 def test_torch_backend_cannot_be_replayed():
-    request = kvpress.BackendRequest("torch", "paged", graphs=True)
+    request = kvpress.BackendRequest("auto", graphs=True)
     _, session = generate(tiny("llama", layers=1), "full", request, n=3, input_ids=prompts(1, 20)[0])
     assert "only the Triton backend over the paged store" in session.report().to_dict()["decode"]
 
@@ -106,11 +106,12 @@ def test_without_a_device_the_report_says_so():
 
 
 def test_a_capture_that_fails_leaves_the_run_intact(monkeypatch):
-    def failing(step):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+    class Failing(BlindCapture):
+        def capture(self, step, device):
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     real = kvpress.graphs.graphed_decode
-    monkeypatch.setattr(kvpress.graphs, "graphed_decode", functools.partial(real, capture=failing))
+    monkeypatch.setattr(kvpress.graphs, "graphed_decode", functools.partial(real, capture=Failing()))
     model, ids = tiny("llama", layers=1), prompts(1, 20)[0]
     expected, _ = generate(model, "full", "torch", n=5, input_ids=ids)
     tokens, session = generate(model, "full", GRAPHS, n=5, input_ids=ids)
@@ -123,3 +124,73 @@ def test_the_model_is_as_before():
     model = tiny("llama", layers=1)
     generate(model, "full", GRAPHS, n=2, input_ids=prompts(1, 20)[0])
     assert "forward" not in model.__dict__
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+@pytest.mark.parametrize("when", ["warm_up", "replay"])
+def test_an_aborted_step_leaves_host_and_device_agreed(monkeypatch, when, error):
+    """Half of the layers have stored the token when it happens; nothing may be stored twice, or counted by one side."""
+    model, ids = tiny("llama", layers=2), prompts(1, 20)[0]
+    mlp, failing = model.model.layers[1].mlp, [False]
+    real = type(mlp).forward
+
+    def forward(self, x):
+        if self is mlp and failing[0]:
+            failing[0] = False
+            raise error
+        return real(self, x)
+
+    monkeypatch.setattr(type(mlp), "forward", forward)
+
+    class Aborting(BlindCapture):
+        def warm_up(self, step, device):
+            failing[0] = when == "warm_up"
+            super().warm_up(step, device)
+
+        def capture(self, step, device):
+            replay = super().capture(step, device)
+
+            def aborted():
+                failing[0] = when == "replay"
+                replay()
+
+            return aborted
+
+    original = kvpress.graphs.graphed_decode
+    monkeypatch.setattr(kvpress.graphs, "graphed_decode", functools.partial(original, capture=Aborting()))
+    expected, _ = generate(model, "full", "torch", n=4, input_ids=ids)
+    with kvpress.CompressedCache(model, "full", backend=GRAPHS) as cache:
+        if isinstance(error, KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt):
+                model.generate(input_ids=ids, past_key_values=cache, max_new_tokens=4, **GREEDY)
+        else:
+            tokens = model.generate(input_ids=ids, past_key_values=cache, max_new_tokens=4, **GREEDY)
+            assert torch.equal(tokens, expected)
+            assert "capturing the step failed: out of memory" in cache.report().to_dict()["decode"]
+        for layer in cache.compressed_layers:
+            store = layer.storage.store
+            assert store.device_lengths.tolist() == store.lengths == [layer.seen] * 2
+            assert store.segment(0)[2].tolist() == list(range(layer.seen))
+            assert layer._pending is None
+
+
+@pytest.mark.usefixtures("replays")
+def test_more_than_logits_is_not_replayed():
+    model, ids = tiny("llama", layers=1), prompts(1, 20)[0]
+    with kvpress.compress(model, "full", backend=GRAPHS) as session:
+        out = model.generate(
+            input_ids=ids, max_new_tokens=3, return_dict_in_generate=True, output_hidden_states=True, **GREEDY
+        )
+    assert all(step is not None and len(step) == 2 for step in out.hidden_states)
+    assert "output_hidden_states was asked for" in session.report().to_dict()["decode"]
+
+
+@pytest.mark.usefixtures("replays")
+def test_scores_of_earlier_steps_are_not_overwritten():
+    model, ids = tiny("llama", layers=1), prompts(1, 20)[0]
+    found = []
+    for backend in ("torch", GRAPHS):
+        with kvpress.compress(model, "full", backend=backend):
+            wanted = {"return_dict_in_generate": True, "output_logits": True, "prompt_lookup_num_tokens": 2}
+            found.append(model.generate(input_ids=ids, max_new_tokens=5, **wanted, **GREEDY).logits)
+    torch.testing.assert_close(*found)

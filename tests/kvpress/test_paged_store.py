@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -214,3 +215,97 @@ def test_uneven_heads_are_decoded_from_a_work_list(monkeypatch):
     query = torch.randn(1, 2, 3, 16)
     torch.testing.assert_close(store.decode(query, scale=0.25), reference.decode(query, scale=0.25))
     assert len(addresses) <= 3, "the table outgrew its width; the list itself stayed where it was"
+
+
+def test_a_deep_copy_has_pages_of_its_own():
+    """transformers' way to reuse a prefix: read once, copy the cache for every continuation."""
+    model, ids = tiny("llama"), prompts(1, 60)[0]
+    request = BackendRequest("torch", "paged", 16)
+    with torch.no_grad(), kvpress.CompressedCache(model, "adakv", budget=0.6, backend=request) as cache:
+        model(input_ids=ids, past_key_values=cache)
+        copied = copy.deepcopy(cache)
+        before = [part.clone() for part in cache.compressed_layers[0].storage.store.segment(1)]
+        model(input_ids=ids[:, :5], past_key_values=copied)
+        expected = model(input_ids=ids[:, :5], past_key_values=copy.deepcopy(cache)).logits
+        after = cache.compressed_layers[0].storage.store.segment(1)
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert torch.equal(expected, model(input_ids=ids[:, :5], past_key_values=cache).logits)
+        (mine,), (theirs,) = cache.plan.pools.values(), copied.plan.pools.values()
+        assert {slab.data_ptr() for slab in mine.pages.slabs}.isdisjoint(slab.data_ptr() for slab in theirs.pages.slabs)
+
+
+def test_a_store_that_goes_gives_its_pages_back():
+    store, _ = store_of([16, 16])
+    pool = store.table.pool
+    del store
+    assert pool.n_free == pool.n_pages
+
+
+def test_a_store_that_cannot_be_made_leaves_no_pages_behind(monkeypatch):
+    def failing(self, name):
+        raise RuntimeError("out of memory")
+
+    pool = PagePool(PageLayout(PAGE, DIM, VALUE_DIM, torch.float32), "cpu")
+    monkeypatch.setattr(PagedStore, "_op", failing)
+    with pytest.raises(RuntimeError):
+        store_of([16, 16], pool=pool)
+    gc.collect()
+    assert pool.n_free == pool.n_pages
+
+
+def test_fewer_rows_give_memory_back():
+    store, _ = store_of([16] * 16)
+    pool = store.table.pool
+    store.select_rows([3])
+    assert pool.n_pages == 8
+    assert store.nbytes < 9 * pool.layout.nbytes + 200
+
+
+def test_shared_pages_count_once():
+    store, _ = store_of([16, 10])
+    single = store.index_bytes - store.table.nbytes, store.slack_bytes, store.table.page_bytes
+    store.select_rows([0] * 20)
+    assert store.table.page_bytes == single[2]
+    assert store.slack_bytes == single[1]
+    assert store.index_bytes - store.table.nbytes - store.device_lengths.nbytes == 4 * 26
+
+
+def test_the_full_size_in_a_report_is_transformers_own():
+    model, ids = tiny("llama"), prompts(4, 60)[0]
+    sizes = []
+    for request in (BackendRequest("torch", "packed"), BackendRequest("torch", "paged", 16)):
+        with torch.no_grad(), kvpress.CompressedCache(model, "adakv", budget=0.6, backend=request) as cache:
+            model(input_ids=ids, past_key_values=cache)
+            cache.batch_select_indices(torch.tensor([1]))
+            sizes.append(cache.report().to_dict()["full_bytes"])
+    assert sizes == [60 * 3 * 2 * 2 * 16 * 4] * 2
+
+
+def test_a_failed_move_of_pages_changes_nothing(monkeypatch):
+    pool = PagePool(PageLayout(PAGE, DIM, VALUE_DIM, torch.float32), "cpu")
+    stores = [store_of([16, 16], pool=pool) for _ in range(4)]
+    for store, _ in stores:
+        monkeypatch.setattr(pool, "tidy", lambda: None)
+        store.keep([torch.arange(4), torch.arange(4)])
+    counts = pool.n_pages, pool.n_free
+
+    def failing(source, target):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.pages, "copy", failing)
+        with pytest.raises(torch.OutOfMemoryError):
+            pool.defragment()
+    assert (pool.n_pages, pool.n_free) == counts
+    pool.defragment()
+    assert pool.n_pages <= 2 * 8
+    for store, keys in stores:
+        assert torch.equal(store.segment(0)[0], keys[0, 0, :4])
+
+
+def test_one_large_sparse_slab_shrinks():
+    store, keys = store_of([40] * 40)
+    pool = store.table.pool
+    store.keep([torch.arange(4)] * 40)
+    assert pool.n_pages == 40
+    assert torch.equal(store.segment(7)[0], keys[3, 1, :4])
