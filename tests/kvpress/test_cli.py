@@ -199,3 +199,37 @@ def test_bench_decode(kvpress, model_folder):
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
     assert_one_sentence(kvpress("bench", "decode", "-m", model_folder, "--context", 4096), "the bench needs")
+
+
+def test_backend_options(kvpress, model_folder, document, monkeypatch):
+    arguments = ["generate", "-m", model_folder, "-d", document, "-b", "0.5", "--max-new-tokens", 3]
+    code, _, err = kvpress(*arguments, "--store", "paged", "--page-size", 16, "--report")
+    assert code == 0
+    assert "backend torch" in err
+    assert "paged store with pages of 16 tokens" in err
+    code, _, err = kvpress(*arguments, "--graphs")
+    assert code == 0
+    assert "decode: 2 steps eager: only the Triton backend" in err
+    assert_one_sentence(kvpress(*arguments, "--backend", "tritom"), "did you mean 'triton'")
+    assert_one_sentence(
+        kvpress(*arguments, "--backend", "torch", "--graphs"), "only the Triton kernels can be replayed"
+    )
+    monkeypatch.setattr("kvpress_kernels.launch.INTERPRETED", False)
+    assert_one_sentence(kvpress(*arguments, "--backend", "triton"), "the kernels need a CUDA or ROCm device")
+
+
+def test_doctor_says_why_kernels_do_not_run(kvpress, monkeypatch):
+    for interpreted, words in ((True, "Triton's interpreter"), (False, "the kernels need a CUDA or ROCm device")):
+        monkeypatch.setattr("kvpress_kernels.launch.INTERPRETED", interpreted)
+        _, out, _ = kvpress("doctor", "--json")
+        (line,) = [check for check in json.loads(out)["checks"] if check["name"] == "triton kernels"]
+        assert words in line["detail"]
+        assert line["ok"] is None
+
+
+def test_bench_step(kvpress):
+    arguments = ["bench", "step", "--shape", "tiny", "--batch", 1, "--context", 64, "--steps", 1, "--no-static"]
+    code, out, _ = kvpress(*arguments, "--dtype", "float32", "--json")
+    assert code == 0
+    assert json.loads(out)["eager_vs_floor"] > 0
+    assert_one_sentence(kvpress("bench", "step", "--shape", "tony"), "did you mean 'tiny'")

@@ -12,7 +12,7 @@ from kvpress_kernels.check.inputs import Size
 from kvpress_kernels.check.suite import cases
 from kvpress_kernels.ops import OPS
 
-_SIZE = Size("small", (64,), (32,), (4,), 2, (torch.float16,), 1)
+_SIZE = Size("small", (64,), (32,), (4,), 2, (torch.bfloat16,), 1)
 
 
 def _launch(op: str, device: torch.device) -> None:
