@@ -58,15 +58,14 @@ class CudaCapture:
     def capture(self, step: Callable[[], None], device: torch.device) -> Callable[[], None]:
         """Capture what a step launches, without running it; returns what runs it."""
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
-        try:
-            with (
-                torch.cuda.device(device),
+        with torch.cuda.device(device):
+            try:
                 # a stream of this device: the default one of torch.cuda.graph belongs to the first device that was used
-                torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"),
-            ):
-                step()
-        finally:
-            torch.cuda.set_stream(stream)
+                own = torch.cuda.Stream(device)
+                with torch.cuda.graph(graph, stream=own, capture_error_mode="thread_local"):
+                    step()
+            finally:
+                torch.cuda.set_stream(stream)
         return graph.replay
 
 

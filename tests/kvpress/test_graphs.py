@@ -4,7 +4,9 @@ No device here: the "capture" keeps the step and runs it again, which is what a 
 host knows of lengths is hidden, which is what a graph does.
 """
 
+import contextlib
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,3 +196,50 @@ def test_scores_of_earlier_steps_are_not_overwritten():
             wanted = {"return_dict_in_generate": True, "output_logits": True, "prompt_lookup_num_tokens": 2}
             found.append(model.generate(input_ids=ids, max_new_tokens=5, **wanted, **GREEDY).logits)
     torch.testing.assert_close(*found)
+
+
+def test_a_capture_runs_on_its_device_and_puts_everything_back(monkeypatch):
+    """The order of calls, with a stand-in for torch.cuda; what a device does with them is not tested here."""
+    calls = []
+
+    @contextlib.contextmanager
+    def device(where):
+        calls.append(f"on {where}")
+        yield
+        calls.append("off")  # not reached where a step fails: the real one always leaves
+
+    @contextlib.contextmanager
+    def graph(made, stream, capture_error_mode):
+        calls.append(f"capture on {stream}")
+        yield
+        calls.append("captured")
+
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: calls.append("replay")))
+    monkeypatch.setattr(cuda, "device", device)
+    monkeypatch.setattr(cuda, "graph", graph)
+    monkeypatch.setattr(cuda, "Stream", lambda where: f"own stream of {where}")
+    monkeypatch.setattr(cuda, "current_stream", lambda where: "the old stream")
+    monkeypatch.setattr(cuda, "set_stream", lambda stream: calls.append(f"back to {stream}"))
+    monkeypatch.setattr(cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(cuda, "set_sync_debug_mode", lambda mode: calls.append(f"sync {mode}"))
+
+    def failing():
+        raise RuntimeError("a step that waits")
+
+    capture, where = kvpress.graphs.CudaCapture(), torch.device("cuda:1")
+    assert capture.obstacle(where) is None
+    capture.warm_up(lambda: calls.append("step"), where)
+    assert calls == ["sync error", "on cuda:1", "step", "off", "sync 0"]
+    calls.clear()
+    capture.capture(lambda: calls.append("step"), where)()
+    begun = ["on cuda:1", "capture on own stream of cuda:1"]
+    assert calls == [*begun, "step", "captured", "back to the old stream", "off", "replay"]
+    for run, expected in (
+        (capture.warm_up, ["sync error", "on cuda:1", "sync 0"]),
+        (capture.capture, [*begun, "back to the old stream"]),
+    ):
+        calls.clear()
+        with pytest.raises(RuntimeError):
+            run(failing, where)
+        assert calls == expected
