@@ -37,18 +37,18 @@ class Report:
             "seconds: "
             + ", ".join(f"{k} {v:.3f}" for k, v in d["seconds"].items())
             + f" ({d['decode_steps']} decode steps, {d['decode']})",
-            f"{'layer':>5}  {'kept per head':<32} {'MiB':>8} {'of':>8} {'eta_proj':>8} {'change':>6} {'eps_lat':>7} {'mass':>6} {'ties':>5}",
+            f"{'layer':>5}  {'kept per head':<19} {'MiB':>8} {'of':>8} {'eta_proj':>8} {'change':>6} {'eps_lat':>7} {'mass':>5} {'ties':>4}",
         ]
         for layer in d["layers"]:
             if not layer["compressed"]:
                 lines.append(f"{layer['layer']:>5}  sliding window, kept by transformers")
                 continue
-            kept = _shorten([str(head["kept_tokens"]) for head in layer["heads"]], 32)
+            kept = _shorten([str(head["kept_tokens"]) for head in layer["heads"]], 19)
             before = sum(head["bytes_before"] for head in layer["heads"]) / 2**20
             after = sum(head["bytes_after"] for head in layer["heads"]) / 2**20
             lines.append(
-                f"{layer['layer']:>5}  {kept:<32} {after:>8.3f} {before:>8.3f} {_number(layer['eta_proj'], '.3f'):>8} "
-                f"{_number(layer['output_change'], '.3f'):>6} {_number(layer['eps_lat'], 'd'):>7} {_number(layer['kept_mass'], '.3f'):>6} {_number(layer['ties'], 'd'):>5}"
+                f"{layer['layer']:>5}  {kept:<19} {after:>8.3f} {before:>8.3f} {_number(layer['eta_proj'], '.3f'):>8} "
+                f"{_number(layer['output_change'], '.3f'):>6} {_number(layer['eps_lat'], 'd'):>7} {_number(layer['kept_mass'], '.3f'):>5} {_number(layer['ties'], 'd'):>4}"
             )
         return "\n".join(lines)
 

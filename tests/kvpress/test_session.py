@@ -185,3 +185,12 @@ def test_gradients_may_be_on_and_a_cache_can_be_reset():
     assert torch.equal(runs[0][0], runs[1][0])
     assert torch.equal(runs[0][1], runs[1][1])
     assert runs[0][2] == runs[1][2]
+
+
+def test_the_table_of_a_report_fits_a_terminal():
+    with kvpress.compress(tiny("llama"), "snapkv", budget=0.6) as session:
+        tiny("llama").generate(prompts(1, 100)[0], max_new_tokens=2, do_sample=False, pad_token_id=0)
+    lines = str(session.report()).splitlines()
+    table = lines[next(i for i, line in enumerate(lines) if line.lstrip().startswith("layer")) :]
+    assert len(table) == 1 + 3
+    assert max(map(len, table)) <= 80
