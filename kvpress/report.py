@@ -53,13 +53,9 @@ class Report:
         return "\n".join(lines)
 
 
-def decision_record(decision: Decision, problem: Problem, token_bytes: int) -> dict[str, Any]:
+def decision_record(decision: Decision, problem: Problem) -> dict[str, Any]:
     """What is remembered of one decision (one row of one layer) for the report."""
-    before = problem.features.sizes.sum(1).tolist()
     return {
-        "tokens_before": before,
-        "tokens_after": [int(kept.numel()) for kept in decision.kept],
-        "bytes_before": [n * token_bytes for n in before],
         "budget": problem.budget,
         "eta_proj": decision.eta_proj,
         "output_change": decision.output_change,

@@ -211,7 +211,7 @@ def constants(page_size: int, group: int, value_dim: int) -> dict[str, int]:
 
 
 def compile_cases(arch: str) -> list[CompileCase]:
-    """The configurations that are compiled and inspected without a device, as part of `leave_one_out`'s."""
+    """The configurations that are compiled and inspected without a device."""
     shipped = [(64, "bf16", False), (128, "bf16", True), (256, "bf16", False), (80, "fp32", True)]
     return [case(_joint_change, *which) for which in shipped]
 
@@ -224,5 +224,6 @@ def case(kernel: Any, value_dim: int, number: str, sinks: bool) -> CompileCase:
     types = {name: known[name] for name in kernel.arg_names if name in known}
     values: dict[str, Any] = {**constants(32, 4, value_dim), "SINKS": None, "DOMINANT": DOMINANT}
     values = {name: values[name] for name in kernel.arg_names if name in values and name not in types}
-    config = f"{kernel.__name__.strip('_')} D{value_dim} {number}{' sinks' if sinks else ''}"
-    return CompileCase("leave_one_out", config, kernel, types, values, NUM_WARPS, num_stages=3)
+    op, name = kernel.__module__.rpartition(".")[2], kernel.__name__.strip("_")
+    config = f"{'' if name == op else name + ' '}D{value_dim} {number}{' sinks' if sinks else ''}"
+    return CompileCase(op, config, kernel, types, values, NUM_WARPS, num_stages=3)

@@ -17,8 +17,6 @@ import triton.language as tl
 from torch import Tensor
 
 from kvpress_kernels.joint_change import NUM_WARPS, case, change_without, check_statistics, constants, load_sink
-from kvpress_kernels.joint_change import compile_cases as joint_cases
-from kvpress_kernels.joint_change import joint_change as joint_change
 from kvpress_kernels.launch import CompileCase
 from kvpress_kernels.reference.leave_one_out import LeaveOneOut
 from kvpress_kernels.reference.window_scores import DOMINANT
@@ -172,7 +170,7 @@ def leave_one_out(
 
 
 def compile_cases(arch: str) -> list[CompileCase]:
-    """The configurations that are compiled and inspected without a device, those of `joint_change` among them."""
+    """The configurations that are compiled and inspected without a device."""
     shipped = [(64, "bf16", False), (128, "bf16", True), (256, "bf16", False), (80, "fp32", True)]
     single = [case(_page_changes, value_dim, number, False) for value_dim, number, _ in shipped]
-    return [*single, *(case(_heavy_page_changes, *which) for which in shipped), *joint_cases(arch)]
+    return [*single, *(case(_heavy_page_changes, *which) for which in shipped)]

@@ -224,7 +224,7 @@ class CompressedCache(Cache):
                 for row, decided in enumerate(decisions):
                     if decided is None:
                         continue
-                    record = decision_record(decided[at], problems[at][row], layer.storage.token_bytes)
+                    record = decision_record(decided[at], problems[at][row])
                     self.plan.decisions[(layer.index, row)] = record
                 nothing = [torch.empty(0, dtype=torch.long, device=layer.device)] * layer.storage.n_heads
                 layer.storage.keep([nothing if row is None else row[at].kept for row in decisions], limit)

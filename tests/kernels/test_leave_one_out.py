@@ -9,12 +9,12 @@ import torch
 from page_rows import Rows
 from torch import Tensor
 
+from kvpress_kernels.joint_change import joint_change as joint_kernel
 from kvpress_kernels.leave_one_out import compile_cases
-from kvpress_kernels.leave_one_out import joint_change as joint_kernel
 from kvpress_kernels.leave_one_out import leave_one_out as kernel
 from kvpress_kernels.pages import PageLayout
 from kvpress_kernels.ragged_decode import ragged_decode as decode_kernel
-from kvpress_kernels.reference.leave_one_out import joint_change as joint_reference
+from kvpress_kernels.reference.joint_change import joint_change as joint_reference
 from kvpress_kernels.reference.leave_one_out import leave_one_out as reference
 from kvpress_kernels.reference.ragged_decode import ragged_decode
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from kvpress_kernels.pages import n_pages
-from kvpress_kernels.reference.joint_change import joint_change as joint_change
 from kvpress_kernels.reference.window_scores import DOMINANT
 
 
