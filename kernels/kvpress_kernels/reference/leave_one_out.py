@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kvpress_kernels.pages import n_pages
+from kvpress_kernels.reference.joint_change import joint_change
 from kvpress_kernels.reference.window_scores import DOMINANT
 
 
