@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kvpress.cache import CompressedCache
     from kvpress.contract import Contract, differences, preset_names
     from kvpress.errors import KvpressError
-    from kvpress.load import load
+    from kvpress.loading import load
     from kvpress.session import Session, compress
 
 __version__ = "0.1.0"
@@ -44,7 +44,7 @@ _HOMES = {
     "differences": "kvpress.contract",
     "preset_names": "kvpress.contract",
     "KvpressError": "kvpress.errors",
-    "load": "kvpress.load",
+    "load": "kvpress.loading",
     "Session": "kvpress.session",
     "compress": "kvpress.session",
 }

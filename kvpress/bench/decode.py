@@ -26,7 +26,7 @@ from kvpress.bench.arms import WARMUP_ROUNDS, Arm, Recorder, make_arms, prefill,
 from kvpress.cache import CompressedCache
 from kvpress.device import DTYPES, cpu_has_native_bf16, pick_device
 from kvpress.errors import InputError
-from kvpress.load import load
+from kvpress.loading import load
 
 #: a quarter of it must hold what the presets protect
 MIN_CONTEXT = 256

@@ -56,7 +56,7 @@ def generate(
     chosen = resolve(contract, budget)  # before the model is loaded: a misspelt name costs no minute
     request = BackendRequest(backend, store, page_size, graphs)
     quiet_transformers()
-    from kvpress.load import load
+    from kvpress.loading import load
     from kvpress.prompt import build_prompt
 
     with err.status(f"loading {model}"):

@@ -165,7 +165,7 @@ def test_out_of_memory_is_one_sentence(kvpress, model_folder, document, monkeypa
     def explode(*_, **__):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: 1 TB")
 
-    monkeypatch.setattr("kvpress.load.load", explode)
+    monkeypatch.setattr("kvpress.loading.load", explode)
     assert_one_sentence(kvpress("generate", "-m", model_folder, "-d", document), "out of memory")
 
 
@@ -173,7 +173,7 @@ def test_programming_errors_keep_their_traceback(kvpress, model_folder, document
     def explode(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("kvpress.load.load", explode)
+    monkeypatch.setattr("kvpress.loading.load", explode)
     monkeypatch.setattr(sys, "argv", ["kvpress", "generate", "-m", str(model_folder), "-d", str(document)])
     with pytest.raises(RuntimeError, match="a bug"):
         main()

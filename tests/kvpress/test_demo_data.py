@@ -12,7 +12,7 @@ from kvpress.demo import model as demo_model
 from kvpress.demo.data import Question, read_document, read_questions
 from kvpress.demo.run import Answer, answers, lost_answers
 from kvpress.errors import InputError
-from kvpress.load import load
+from kvpress.loading import load
 from kvpress.run import Run
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from kvpress import device as device_module
 from kvpress.errors import InputError, KvpressError, UnsupportedModelError
-from kvpress.load import find_origin, load
+from kvpress.loading import find_origin, load
 
 
 @pytest.fixture
