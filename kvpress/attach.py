@@ -105,7 +105,7 @@ def _wrap_attention(model: PreTrainedModel, state: Attachment) -> None:
 
 
 def _before_forward(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    from kvpress.cache import CompressedCache
+    from kvpress.cache import CompressedCache, FanOut
 
     if args:
         kwargs = {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs}
@@ -114,7 +114,7 @@ def _before_forward(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[
     sessions = _sessions(model)
     if cache is None and sessions and kwargs.get("use_cache") is not False and not model.training:
         cache = kwargs["past_key_values"] = sessions[-1].new_cache()
-    if not isinstance(cache, CompressedCache):
+    if not isinstance(cache, CompressedCache | FanOut):
         return args, kwargs
     _check_call(model, kwargs)
     _check_device(model, input_ids)
@@ -124,10 +124,10 @@ def _before_forward(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[
 
 
 def _after_forward(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    from kvpress.cache import CompressedCache
+    from kvpress.cache import CompressedCache, FanOut
 
     cache = kwargs.get("past_key_values")
-    if isinstance(cache, CompressedCache):
+    if isinstance(cache, CompressedCache | FanOut):
         cache.end_forward(model)
 
 

@@ -53,10 +53,8 @@ def _make(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         def user_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
             return user(module, q, k, v, mask, **kwargs)[0]
 
-        contract = layer.plan.contract
-        reads_output = contract.ranking.needs_output_weight or contract.ranking.space == "output"
         sinks = kwargs.get("s_aux")
-        n_heads = layer.storage.n_heads
+        n_heads = layer.n_heads
         group = query.shape[1] // n_heads
         spec = LayerSpec(
             index=layer.index,
@@ -65,7 +63,7 @@ def _make(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             softcap=kwargs.get("softcap"),
             sinks=None if sinks is None else sinks.view(n_heads, group),
             output_weight=_output_weight(module, query.shape[1]).unflatten(0, (n_heads, group))
-            if reads_output
+            if layer.reads_output_weight
             else None,
             backend=layer.served_by,
         )

@@ -20,6 +20,7 @@ from kvpress.attach import attach, detach, is_attached
 from kvpress.backend import BackendRequest
 from kvpress.cache.layer import HANDLE_LOST, CompressedLayer
 from kvpress.cache.plan import Plan
+from kvpress.cache.problems import problems
 from kvpress.contract import Contract, resolve
 from kvpress.errors import KvpressError, UnsupportedModelError
 from kvpress.report import Report, decision_record, make_report
@@ -207,13 +208,13 @@ class CompressedCache(Cache):
         clock, device = self.plan.clock, layers[0].device
         self.plan.held_all_layers |= self.plan.defers
         with clock.measure("evidence", device):
-            problems = []
+            asked = []
             for layer in layers:
                 layer.evidence.fold(layer, limit)
-                problems.append(layer.problems(limit))
+                asked.append(problems(layer, limit))
             # a row that is still all padding in the first chunks has nothing to decide
             rows = [
-                [score(self.contract, layer[row]) for layer in problems]
+                [score(self.contract, layer[row]) for layer in asked]
                 if layers[0].storage.real_tokens(row, limit)
                 else []
                 for row in range(layers[0].storage.n_rows)
@@ -224,7 +225,7 @@ class CompressedCache(Cache):
                 for row, decided in enumerate(decisions):
                     if decided is None:
                         continue
-                    record = decision_record(decided[at], problems[at][row])
+                    record = decision_record(decided[at], asked[at][row])
                     self.plan.decisions[(layer.index, row)] = record
                 nothing = [torch.empty(0, dtype=torch.long, device=layer.device)] * layer.storage.n_heads
                 layer.storage.keep([nothing if row is None else row[at].kept for row in decisions], limit)
@@ -264,6 +265,10 @@ class CompressedCache(Cache):
             raise UnsupportedModelError(HANDLE_LOST)
         in_prompt = self.get_seq_length() <= (self.plan.prompt_length or 0)
         self.plan.clock.end_forward("prefill" if in_prompt else "decode", model.device)
+        self.probe_if_due(model)
+
+    def probe_if_due(self, model: PreTrainedModel) -> None:
+        """Where the prompt has been read and the evidence needs an extra forward pass: run it, then cut."""
         if self._waiting_for_probe:
             from kvpress.probe import run_probe
 

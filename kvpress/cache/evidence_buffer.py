@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kvpress.cache.plan import Plan
+from kvpress.cache.problems import features
 from kvpress.evidence import CarriedStatistics, HeadGroup, Queries, UnitFeatures
 from kvpress.selection import Problem, evidence_statistics, total_weight
 
@@ -114,7 +115,7 @@ class EvidenceBuffer:
         queries, carried, _ = self.of_row(layer, row, limit)
         if layer.storage.real_tokens(row, limit) == 0:  # still all padding
             return CarriedStatistics.empty(layer.storage.n_heads, layer.device)
-        problem = Problem(layer.features(row, limit), queries, carried, None, limit, 0, layer.place, 1)
+        problem = Problem(features(layer, row, limit), queries, carried, None, limit, 0, layer.place, 1)
         statistics = evidence_statistics(self.plan.contract, problem)
         return CarriedStatistics.of(statistics, problem.features, total_weight(problem))
 

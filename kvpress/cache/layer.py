@@ -11,7 +11,7 @@ Two lengths are kept apart: `seen`, the logical length from which the model deri
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,11 +22,9 @@ from kvpress.backend import Backend
 from kvpress.cache.evidence_buffer import EvidenceBuffer
 from kvpress.cache.paged import PagedStore
 from kvpress.cache.plan import Plan
-from kvpress.cache.storage import LayerStorage, Store, empty_storage, valid_columns
+from kvpress.cache.storage import LayerStorage, Store, empty_storage, own_storage, valid_columns
 from kvpress.errors import KvpressError, UnsupportedModelError
-from kvpress.evidence import LayerSpec, UnitFeatures
-from kvpress.selection import Problem
-from kvpress.slots.budget import Fraction
+from kvpress.evidence import LayerSpec
 from kvpress_kernels.dispatch import BackendName
 
 if TYPE_CHECKING:
@@ -89,14 +87,35 @@ class CompressedLayer(CacheLayerMixin):
         return self.backend.name
 
     @property
+    def n_heads(self) -> int:
+        """KV heads."""
+        return self.storage.n_heads
+
+    @property
+    def reads_output_weight(self) -> bool:
+        """Whether the contract's ranking reads W_O."""
+        ranking = self.plan.contract.ranking
+        return ranking.needs_output_weight or ranking.space == "output"
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors that this layer owns."""
         return self.storage.nbytes + self.evidence.nbytes
 
     # --- what the model and the attention function call
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Stash new keys [B, H, q, D] and values and hand on what the model's attention shall see."""
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        *args: Any,
+        grown: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Stash new keys [B, H, q, D] and values and hand on what the model's attention shall see.
+
+        grown: dense keys and values with the new ones behind them, where a fan-out has made them for all its arms.
+        """
         if self._pending is not None:
             raise UnsupportedModelError(HANDLE_LOST)
         if not self.cache.is_served:
@@ -120,10 +139,13 @@ class CompressedLayer(CacheLayerMixin):
         self._pending = (key_states, value_states)
         if self.storage.store is not None:
             return self._with_handle(key_states), value_states
+        if grown is not None:
+            self.storage.dense = grown
+            return grown
         prompt = slice(0, self._prompt_part(n_new))
         if self.plan.defers or self.seen < (self.plan.prompt_length or 0):
             # tensors that stay for a while must not keep a fused projection of queries, keys and values alive
-            key_states, value_states = _own_storage(key_states), _own_storage(value_states)
+            key_states, value_states = own_storage(key_states), own_storage(value_states)
         self.storage.dense = self.storage.extended(key_states[:, :, prompt], value_states[:, :, prompt])
         return self._with_handle(self.storage.dense[0]), self.storage.dense[1]
 
@@ -235,29 +257,6 @@ class CompressedLayer(CacheLayerMixin):
             with self.plan.clock.measure("evidence", self.device):  # raw queries of a whole prompt outweigh its keys
                 self.evidence.fold(self, min(end, prompt))
 
-    # --- what a decision reads
-
-    def features(self, row: int, limit: int) -> UnitFeatures:
-        """The stored tokens of one row in columns before `limit`, as units."""
-        assert self.spec is not None
-        return UnitFeatures(self.spec, self.storage.groups(row, limit), self.plan.contract.granularity.block_size)
-
-    def problems(self, limit: int) -> list[Problem]:
-        """One decision per row over the tokens in columns before `limit`."""
-        plan, found = self.plan, list[Problem]()
-        unit = self.storage.unit(even=plan.contract.allocation.kind == "uniform")
-        for row in range(self.storage.n_rows):
-            n_prompt = self.storage.real_tokens(row, plan.prompt_length or limit)
-            if not isinstance(plan.contract.budget, Fraction):  # an absolute budget also holds the answer
-                n_prompt = max(n_prompt, self.storage.real_tokens(row, limit))
-            budget = plan.contract.budget.tokens_per_head(n_prompt, plan.n_heads_total, unit)
-            evidence = self.evidence.of_row(self, row, limit)
-            features = self.features(row, limit)
-            found.append(
-                Problem(features, *evidence, self.storage.real_tokens(row, limit), budget, self.place, plan.n_layers)
-            )
-        return found
-
     # --- what transformers' cache interface asks for
 
     def get_seq_length(self) -> int:
@@ -291,6 +290,13 @@ class CompressedLayer(CacheLayerMixin):
         rows = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
         self._select_rows(rows.tolist())
 
+    def join(self, parts: Sequence[CompressedLayer]) -> None:
+        """Become the rows of several layers that have read equally much, one after the other."""
+        first = parts[0]
+        self.dtype, self.device, self.backend = first.dtype, first.device, first.backend
+        self.seen, self.spec, self.is_initialized = first.seen, first.spec, True
+        self.storage = first.storage.joined([part.storage for part in parts])
+
     def _select_rows(self, rows: list[int]) -> None:
         if self.is_initialized:
             self.storage.select_rows(rows)
@@ -300,9 +306,3 @@ class CompressedLayer(CacheLayerMixin):
         raise KvpressError("an offloaded cache keeps K and V on the CPU, which a compressed cache does not support")
 
     prefetch = offload
-
-
-def _own_storage(tensor: Tensor) -> Tensor:
-    """The tensor, copied if it is a view of a larger storage."""
-    own = tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size()
-    return tensor if own else tensor.clone()

@@ -9,6 +9,7 @@ Segments are row-major: r = row * n_heads + head. Lengths live on the host, so t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -155,6 +156,17 @@ class PackedStore:
         starts, lengths, room = self.starts, self.lengths, self.room
         where = [torch.arange(starts[i], starts[i] + lengths[i]) for i in chosen]
         self._gather(where, [room[i] for i in chosen])
+
+    @staticmethod
+    def joined(stores: Sequence[PackedStore]) -> PackedStore:
+        """A store with copies of the rows of several stores, one after the other."""
+        new = copy.copy(stores[0])
+        new.lengths = [n for store in stores for n in store.lengths]
+        new.room = [n for store in stores for n in store.room]
+        new._place()
+        for name in ("keys", "values", "positions"):
+            setattr(new, name, torch.cat([getattr(store, name) for store in stores]))
+        return new
 
     def _grow(self, new: Sequence[int]) -> None:
         """Give every segment that is short the room for `new` tokens, and slack."""

@@ -102,6 +102,19 @@ class PageTable:
         self._may_share = True
         self._replace(self._host[list(rows)], n_pages, self._owned())
 
+    @staticmethod
+    def joined(tables: Sequence[PageTable]) -> PageTable:
+        """A table whose rows are those of several tables of one pool, and share their pages."""
+        pool = tables[0].pool
+        assert all(table.pool is pool for table in tables), "pages are shared within one pool"
+        new = PageTable(pool, sum(len(table.n_pages) for table in tables))
+        width = max(table._host.shape[1] for table in tables)
+        padded = [np.pad(table._host, ((0, 0), (0, width - table._host.shape[1]))) for table in tables]
+        for table in [new, *tables]:
+            table._may_share = True
+        new._replace(np.concatenate(padded), np.concatenate([table.n_pages for table in tables]), new._owned())
+        return new
+
     def own(self, first: Counts, last: Counts) -> None:
         """See to it that nobody else uses the pages first[r] .. last[r] - 1 of row r, copying where somebody does."""
         if not self._may_share:

@@ -10,6 +10,7 @@ device.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -210,6 +211,16 @@ class PagedStore:
         self._set_lengths(lengths)
         if fewer:
             self.table.pool.tidy()
+
+    @staticmethod
+    def joined(stores: Sequence[PagedStore]) -> PagedStore:
+        """A store over the same pool whose rows are those of several stores; pages are shared until they are written."""
+        new = copy.copy(stores[0])
+        del new.device_lengths
+        new.table = PageTable.joined([store.table for store in stores])
+        new._work = (0, None)
+        new._set_lengths([n for store in stores for n in store.lengths])
+        return new
 
     # --- helpers
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from kvpress.backend import Backend
 from kvpress.cache.packed import PackedStore
 from kvpress.cache.paged import PagedStore
+from kvpress.errors import KvpressError
 from kvpress.evidence import HeadGroup
 from kvpress.slots.budget import Unit
 from kvpress_kernels.page_pool import PagePool
@@ -158,6 +159,21 @@ class LayerStorage:
             self.valid = self.valid[rows]
         self.n_rows = len(rows)
 
+    @staticmethod
+    def joined(parts: Sequence[LayerStorage]) -> LayerStorage:
+        """The rows of several packed storages, one after the other.
+
+        Raises:
+            KvpressError: one of them is not packed yet, or knows of padding.
+        """
+        first = parts[0]
+        stores = [part.store for part in parts if part.store is not None]
+        if len(stores) < len(parts) or any(part.valid is not None for part in parts):
+            raise KvpressError("only caches whose prompt has been read, without padding, can be joined")
+        joined = LayerStorage(sum(part.n_rows for part in parts), first.n_heads, first.make_store, first.layout)
+        joined.store = stores[0].joined(stores)  # type: ignore[arg-type]
+        return joined
+
     def _columns(self, row: int, limit: int) -> Tensor:
         """Columns of a row's real tokens before `limit` (host)."""
         return torch.arange(limit) if self.valid is None else self.valid[row, :limit].nonzero().flatten()
@@ -187,3 +203,9 @@ def valid_columns(mask: Tensor, n_rows: int) -> Tensor:
     if last.dtype.is_floating_point:
         last = last > torch.finfo(last.dtype).min / 2
     return last.bool().cpu().expand(n_rows, -1)
+
+
+def own_storage(tensor: Tensor) -> Tensor:
+    """The tensor, copied if it is a view of a larger storage."""
+    own = tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size()
+    return tensor if own else tensor.clone()
