@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a check of `kvpress doctor` or `kvpress demo` failed; 2 th
 from __future__ import annotations
 
 import sys
+from importlib.metadata import entry_points
 from typing import Annotated, NoReturn
 
 import typer
@@ -29,6 +30,9 @@ app.add_typer(contracts.app, name="contracts")
 app.add_typer(bench.app, name="bench")
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
+# packages on top of this one bring commands of their own (pyproject.toml, entry points); nothing here imports them by name
+for _entry in entry_points(group="kvpress.commands"):
+    app.add_typer(_entry.load(), name=_entry.name)
 
 
 def _print_version(value: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import ClassVar, NamedTuple
 
 from pydantic import Field
@@ -36,6 +37,11 @@ class Budget(Choice, slot="budget"):
         raise NotImplementedError
 
     @property
+    def short(self) -> str:
+        """The short form that `parse_budget` reads."""
+        raise NotImplementedError
+
+    @property
     def keeps_everything(self) -> bool:
         """True when no prompt can lose a token under this budget."""
         return False
@@ -52,6 +58,10 @@ class Fraction(Budget, kind="fraction"):
         return int(self.value * n_tokens + 1e-9)
 
     @property
+    def short(self) -> str:
+        return f"{(Decimal(str(self.value)) * 100).normalize():f}%"
+
+    @property
     def keeps_everything(self) -> bool:
         return self.value == 1.0
 
@@ -64,6 +74,10 @@ class Tokens(Budget, kind="tokens"):
 
     def tokens_per_head(self, n_tokens: int, n_heads_total: int, unit: Unit) -> int:
         return min(self.value, n_tokens)
+
+    @property
+    def short(self) -> str:
+        return f"{self.value}tokens"
 
 
 class Bytes(Budget, kind="bytes"):
@@ -85,6 +99,10 @@ class Bytes(Budget, kind="bytes"):
             )
         return min(tokens, n_tokens)
 
+    @property
+    def short(self) -> str:
+        return f"{(Decimal(self.value) / 10**6).normalize():f}MB"
+
 
 def parse_budget(text: str | int | float) -> Budget:
     """A budget from a short form: 0.25 or "0.25" or "25%" (fraction), 512 or "512" or "512tokens", "20MB" or "20MiB" or "4096B"."""
@@ -98,12 +116,14 @@ def parse_budget(text: str | int | float) -> Budget:
         if form.endswith("tokens"):
             return Budget.parse({"kind": "tokens", "value": int(form.removesuffix("tokens"))})
         if form.endswith("%"):
-            return Budget.parse({"kind": "fraction", "value": float(form[:-1]) / 100})
+            return Budget.parse({"kind": "fraction", "value": float(Decimal(form[:-1]) / 100)})
         for unit, factor in sorted(units.items(), key=lambda item: -len(item[0])):
             if form.endswith(unit):
-                return Budget.parse({"kind": "bytes", "value": round(float(form.removesuffix(unit)) * factor)})
+                amount = Decimal(form.removesuffix(unit)) * factor
+                round(float(amount))  # refuses what no machine holds
+                return Budget.parse({"kind": "bytes", "value": round(amount)})
         return Budget.parse({"kind": "fraction", "value": float(form)})
-    except (ValueError, OverflowError):
+    except (ValueError, ArithmeticError):
         raise ContractError(
             f"budget '{text}' is not understood; use for example 0.25, 25%, 512tokens or 20MB"
         ) from None

@@ -1,0 +1,233 @@
+"""One process of a run: it answers the units of its shard that have no records yet, and appends a record for each answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kvpress.errors import InputError
+from kvpress.loading import load
+from kvpress.prompt import context_length
+from kvpress.support import cache_layers, check_contract_fits
+from kvpress_eval import manifest as manifests
+from kvpress_eval.arms import FULL_REPEAT_ARM, Arm, make_arms
+from kvpress_eval.data import Data
+from kvpress_eval.engine import Answer, Engine
+from kvpress_eval.records import Mode, Record, RecordFile, read_run
+from kvpress_eval.scorers import find_scorer
+from kvpress_eval.sweep import Sweep, TaskChoice, parse_sweep
+from kvpress_eval.tasks import Request, Task, find_tasks
+from kvpress_eval.units import WHOLE, Item, Shard, Unit, make_units, read_items
+
+#: called with (task, mode, items of this shard that are done, all of them) before the first unit and after each
+Progress = Callable[[str, Mode, int, int], None]
+
+
+@dataclass
+class Runner:
+    """A model, its sweep and the folder of its records; `run` does the work of one shard."""
+
+    sweep: Sweep
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    arms: list[Arm]
+    data: Data
+    manifest: dict[str, Any]
+
+    @classmethod
+    def begin(cls, sweep: Sweep, folder: Path, device: str | None = None) -> Runner:
+        """Load the model of a new run and write its manifest.
+
+        Raises:
+            KvpressError: the folder holds a run already, or model, contract or task are missing or wrong.
+        """
+        if (folder / manifests.NAME).exists():
+            raise InputError(f"'{folder}' holds a run already: `kvpress eval resume {folder}` goes on with it")
+        runner = cls._open(sweep, folder, device)
+        manifests.write(folder, runner.manifest)
+        return runner
+
+    @classmethod
+    def resume(cls, folder: Path, device: str | None = None) -> Runner:
+        """Load the model of a run that was begun.
+
+        Raises:
+            KvpressError: there is no run, or its model, tokenizer or contracts are not what they were.
+        """
+        old = manifests.read(folder)
+        runner = cls._open(parse_sweep(old["sweep"], f"'{folder / manifests.NAME}'"), folder, device)
+        manifests.check_same(old, runner.manifest, folder)
+        here = runner.manifest["software"][0]
+
+        def note(manifest: dict[str, Any]) -> None:
+            if here not in manifest["software"]:
+                manifest["software"].append(here)
+
+        runner.manifest = manifests.update(folder, note)
+        return runner
+
+    @classmethod
+    def _open(cls, sweep: Sweep, folder: Path, device: str | None) -> Runner:
+        arms = make_arms(sweep.contracts, sweep.budgets)
+        for choice in sweep.tasks:
+            tasks_of(choice)
+        model, tokenizer = load(sweep.model, dtype=sweep.dtype, device=device)
+        for arm in arms:
+            assert arm.contract is not None
+            check_contract_fits(arm.contract, model, cache_layers(model)[1], torch.zeros(1, 1, dtype=torch.long))
+        data = Data([Path(place) for place in sweep.data])
+        return cls(sweep, folder, model, tokenizer, arms, data, manifests.describe(sweep, arms, model, tokenizer))
+
+    def run(self, shard: Shard = WHOLE, progress: Progress | None = None) -> int:
+        """Answer what this shard has no records of; the number of new records.
+
+        Raises:
+            KvpressError: data are missing or wrong, a prompt does not fit, a contract cannot be met, or the disk is full.
+                What is recorded stays, and the run can be resumed.
+        """
+        n_new = 0
+        engine = Engine(
+            self.model,
+            self.tokenizer,
+            self.arms,
+            backend=self.sweep.backend,
+            chunk=self.sweep.prefill_chunk,
+            batch=self.sweep.batch_arms,
+        )
+        with RecordFile(self.folder / shard.file_name) as file:
+            done = {record.key for record in read_run(self.folder)}
+            for task, length, items in self._tasks():
+                repeated = {item.sample.id for item in items[: self.sweep.noise_floor]}
+                for mode in self.sweep.modes:
+                    units = list(shard.of(make_units(task, length, mode, items, engine.shares_contexts)))
+                    n_items, n_done = sum(len(unit.items) for unit in units), 0
+                    for unit in units:
+                        if progress is not None:
+                            progress(task.name, mode, n_done, n_items)
+                        repeat = repeated if mode == self.sweep.modes[0] else set()
+                        records = self._missing(engine, unit, repeat, done)
+                        file.append(records)
+                        n_new, n_done = n_new + len(records), n_done + len(unit.items)
+                    if progress is not None:
+                        progress(task.name, mode, n_done, n_items)
+        return n_new
+
+    def _tasks(self) -> Iterator[tuple[Task, int | None, list[Item]]]:
+        """Every task of the sweep with its samples, read when its turn comes."""
+        context = context_length(self.model.config)
+        for choice in self.sweep.tasks:
+            for task in tasks_of(choice):
+                limit = choice.limit or self.sweep.limit
+                length = choice.length if task.needs_length else None
+                request = Request(self.tokenizer, self.data, length, limit, self.sweep.seed, self.sweep.chat)
+                items = read_items(task, request, limit=self.sweep.max_length, context=context)
+                self._note_task(task_key(task.name, length), {"n": len(items), "caveat": task.caveat})
+                yield task, length, items
+
+    def _note_task(self, key: str, facts: dict[str, Any]) -> None:
+        """Put a task's facts and the data files that it has read into the manifest."""
+
+        def note(manifest: dict[str, Any]) -> None:
+            manifests.check_data(manifest, self.data.used, self.folder)
+            manifest["tasks"][key] = facts
+
+        self.manifest = manifests.update(self.folder, note)
+
+    def _missing(
+        self, engine: Engine, unit: Unit, repeated: Collection[str], done: Collection[tuple[Any, ...]]
+    ) -> list[Record]:
+        """Records of a unit that are not there yet. All arms run even if one record is missing: an arm's arithmetic
+        depends, in the last bits, on the batch that it is decoded in."""
+        wanted = [[*self.arms, *([FULL_REPEAT_ARM] if item.sample.id in repeated else [])] for item in unit.items]
+        missing = [
+            [arm for arm in arms if (unit.task.name, unit.length, item.sample.id, unit.mode, arm.name) not in done]
+            for item, arms in zip(unit.items, wanted, strict=True)
+        ]
+        answers: list[dict[str, Answer]] = [{} for _ in unit.items]
+        if any(arm is not FULL_REPEAT_ARM for arms in missing for arm in arms):
+            prompts, samples = [item.prompt for item in unit.items], [item.sample for item in unit.items]
+            found = engine.answer(prompts, samples, unit.mode == "query_aware")
+            answers = [{arm.name: one for arm, one in zip(self.arms, ones, strict=True)} for ones in found]
+        for item, arms, ones in zip(unit.items, missing, answers, strict=True):
+            if FULL_REPEAT_ARM in arms:
+                ones[FULL_REPEAT_ARM.name] = engine.repeat_full(item.prompt, item.sample)
+        return [
+            make_record(unit, item, arm, ones[arm.name])
+            for item, arms, ones in zip(unit.items, missing, answers, strict=True)
+            for arm in arms
+        ]
+
+
+def tasks_of(choice: TaskChoice) -> Sequence[Task]:
+    """The tasks that an entry of a sweep names.
+
+    Raises:
+        InputError: there is no such task, or it needs a length.
+    """
+    tasks = find_tasks(choice.task)
+    if choice.length is None and any(task.needs_length for task in tasks):
+        raise InputError(f"task '{choice.task}' is generated to a length: give one, for example length: 4096")
+    return tasks
+
+
+def task_key(name: str, length: int | None) -> str:
+    """How a manifest names a task at a length."""
+    return name if length is None else f"{name}@{length}"
+
+
+def make_record(unit: Unit, item: Item, arm: Arm, answer: Answer) -> Record:
+    """Score an answer and put down everything that is known about it."""
+    sample, prompt = item.sample, item.prompt
+    scorer = find_scorer(sample.metric)
+    score = scorer(answer.text, sample)
+    return Record(
+        task=unit.task.name,
+        family=unit.task.family,
+        length=unit.length,
+        sample=sample.id,
+        cluster=sample.cluster,
+        mode=unit.mode,
+        arm=arm.name,
+        contract=arm.name if arm.contract is None else arm.contract.name,
+        contract_id=None if arm.contract is None else arm.contract.id,
+        budget=arm.budget,
+        prompt_sha=prompt.sha,
+        n_prompt=len(prompt.ids),
+        n_context=prompt.n_context,
+        n_cut=prompt.n_cut,
+        evidence_left=prompt.evidence_left,
+        n_new=answer.n_new,
+        stopped=answer.stopped,
+        prediction=answer.text,
+        answers=sample.answers,
+        metric=sample.metric,
+        scorer=f"{scorer.name} {scorer.version}",
+        score=score.value,
+        parts=score.parts,
+        kept_bytes=answer.kept_bytes,
+        full_bytes=answer.full_bytes,
+        kept_share=answer.kept_share,
+        output_change=answer.output_change,
+        decode_rows=answer.decode_rows,
+        flags=tuple(flags_of(item, answer)),
+        meta=sample.meta,
+        seconds=answer.seconds,
+    )
+
+
+def flags_of(item: Item, answer: Answer) -> Iterator[str]:
+    """What a reader of the score should know about this record."""
+    if item.prompt.n_cut:
+        yield "truncated"
+    if item.prompt.evidence_left is not None and item.prompt.evidence_left < 1:
+        yield "evidence_cut"
+    if answer.stopped == "length":
+        yield "stopped_by_length"
+    if not answer.text.strip():
+        yield "empty_answer"

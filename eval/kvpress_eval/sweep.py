@@ -1,0 +1,121 @@
+"""A sweep: which model answers which tasks under which contracts. A YAML file; docs/evaluation.md explains the fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kvpress.errors import InputError
+from kvpress_eval.records import Mode
+
+#: a sweep file is a page of text; anything larger is a mistake or an attack
+MAX_BYTES = 256 * 1024
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskChoice(_Fields):
+    """A task or a whole family. length: tokens, for tasks generated to a length. limit: overrides the sweep's."""
+
+    task: str
+    length: int | None = Field(default=None, ge=64)
+    limit: int | None = Field(default=None, ge=1)
+
+
+class Margins(_Fields):
+    """What counts as no loss, fixed before the run: points of the score as shares, 0.03 is three points of 100."""
+
+    task: float = Field(default=0.03, gt=0, lt=1)
+    macro: float = Field(default=0.01, gt=0, lt=1)
+
+
+class Sweep(_Fields):
+    """What is run.
+
+    model: hub id, folder or .gguf file. contracts: presets, paths or mappings; budgets: short forms, empty for each
+        contract's own. modes: whether the question is there when the cache is cut. limit: samples per task. seed: of all
+        that is drawn. max_length: prompts of sets with lengths of their own are truncated to it, None to the model's
+        context. chat: None uses the chat template where there is one. prefill_chunk: tokens of a forward pass over the
+        prompt, None reads it whole. noise_floor: samples per task that the full cache answers once more, through other
+        kernels. batch_arms: decode all arms of a sample in one batch; false decodes each alone, for honest speeds.
+    """
+
+    name: str = Field(default="sweep", pattern=r"^[\w.-]+$")
+    model: str
+    tasks: Annotated[tuple[TaskChoice, ...], Field(min_length=1)]
+    contracts: tuple[str | dict[str, Any], ...] = ()
+    budgets: tuple[str | float | int, ...] = ()
+    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = ("query_aware",)
+    limit: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=42, ge=0)
+    max_length: int | None = Field(default=None, ge=64)
+    chat: bool | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    backend: Literal["auto", "torch", "triton"] = "auto"
+    prefill_chunk: int | None = Field(default=None, ge=16)
+    noise_floor: int = Field(default=0, ge=0)
+    batch_arms: bool = True
+    margins: Margins = Margins()
+    data: tuple[str, ...] = ()
+
+
+def sweeps_folder() -> Path:
+    """The folder of the sweeps that come with the package: inside it, or at the root of a checkout."""
+    import kvpress
+
+    package = Path(kvpress.__file__).resolve().parent
+    inside = package / "configs" / "sweeps"
+    return inside if inside.is_dir() else package.parent / "configs" / "sweeps"
+
+
+def load_sweep(source: str | Path, *, length: int | None = None, **changes: Any) -> Sweep:
+    """A sweep from a YAML file or the name of one that comes with the package.
+
+    length: replaces that of every task that has one. changes: replace fields; None changes nothing.
+
+    Raises:
+        InputError: the file is missing, too large, no YAML, or a field is wrong.
+    """
+    path = Path(source)
+    if not path.suffix and not path.exists():
+        known = sorted(p.stem for p in sweeps_folder().glob("*.yaml"))
+        path = sweeps_folder() / f"{source}.yaml"
+        if not path.is_file():
+            raise InputError(f"there is no sweep '{source}': give a .yaml file, or one of {', '.join(known)}")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"sweep file '{path}' is over {MAX_BYTES // 1024} KiB")
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"sweep file '{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise InputError(f"sweep file '{path}' is no valid YAML{where}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"sweep file '{path}' holds no mapping of fields")
+    fields = {"name": path.stem, **fields, **{key: value for key, value in changes.items() if value is not None}}
+    sweep = parse_sweep(fields, f"sweep '{path}'")
+    if length is None:
+        return sweep
+    tasks = tuple(task.model_copy(update={"length": length}) if task.length else task for task in sweep.tasks)
+    return sweep.model_copy(update={"tasks": tasks})
+
+
+def parse_sweep(fields: dict[str, Any], where: str) -> Sweep:
+    """A sweep from a mapping; `where` begins the sentence about a wrong field.
+
+    Raises:
+        InputError: a field is missing, unknown or wrong.
+    """
+    try:
+        return Sweep(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{where}: field '{name}': {first['msg'][0].lower()}{first['msg'][1:]}") from None
