@@ -165,6 +165,8 @@ class Engine:
                 logits = self._forward_tail(cache, tail, len(group))
                 asked = time.perf_counter() - start
             decoded = decode(self.model, cache, logits, stop)
+            if not joinable:
+                costs = [_costs(read) for read in group]
         finally:
             if joinable:
                 cache.close()
@@ -219,8 +221,9 @@ class Engine:
 
 
 def _costs(read: _Read) -> dict[str, int | float | None]:
-    """What an arm holds when the prompt has been read and cut, measured from its storages."""
-    cache, report = read.cache, read.cache.report()
+    """What an arm holds, measured from its storages: when the prompt has been read and cut, or, where eviction goes on
+    in the answer, at the answer's end."""
+    cache, report = read.cache, read.cache.report().to_dict()
     changes = [layer["output_change"] for layer in report["layers"] if layer.get("output_change") is not None]
     return {
         # without the free pages of a pool, which the arms share

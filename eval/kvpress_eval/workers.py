@@ -31,7 +31,16 @@ class Worker:
     """One process with its shard; its lines of progress are read in a thread."""
 
     def __init__(self, arguments: Sequence[str], shard: int, n_shards: int, device: str | None, bar: Bar) -> None:
-        command = [sys.executable, "-m", "kvpress", "eval", *arguments, "--shard", f"{shard}/{n_shards}", "--json-progress"]
+        command = [
+            sys.executable,
+            "-m",
+            "kvpress",
+            "eval",
+            *arguments,
+            "--shard",
+            f"{shard}/{n_shards}",
+            "--json-progress",
+        ]
         command += ["--device", device] if device else []
         threads = max((os.cpu_count() or 1) // n_shards, 1)
         self.shard, self.bar, self.last_words = shard, bar, ""
@@ -42,7 +51,9 @@ class Worker:
             text=True,
             env={**os.environ, "KVPRESS_THREADS": str(threads)},
         )
-        self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read_progress, self._read_errors)]
+        self._readers = [
+            threading.Thread(target=read, daemon=True) for read in (self._read_progress, self._read_errors)
+        ]
         for reader in self._readers:
             reader.start()
 
