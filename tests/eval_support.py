@@ -4,7 +4,7 @@ from kvpress_eval.sample import Sample
 from kvpress_eval.sweep import parse_sweep
 from kvpress_eval.tasks import TASKS, Task, register
 
-WORDS = "amber birch cedar delta ember flint grove haven inlet jetty knoll larch".split()
+WORDS = ["amber", "birch", "cedar", "delta", "ember", "flint", "grove", "haven", "inlet", "jetty", "knoll", "larch"]
 
 
 class Toy(Task):

@@ -112,7 +112,8 @@ def run_workers(folder: Path, sweep: Sweep | None, devices: Sequence[str | None]
                 time.sleep(POLL)
             for index, device in enumerate(devices[1:], start=2):
                 workers.append(Worker(["resume", str(folder)], index, len(devices), device, bar))
-            while not all([worker.check() for worker in workers]):
+            running = list(workers)
+            while running := [worker for worker in running if not worker.check()]:
                 time.sleep(POLL)
         finally:
             for worker in workers:

@@ -10,9 +10,11 @@ from eval_support import toy_sweep
 
 import kvpress
 from kvpress.errors import ContractError, InputError
+from kvpress_eval.data import Data
+from kvpress_eval.prompt import render
 from kvpress_eval.records import RecordFile, read_run
 from kvpress_eval.runner import Runner
-from kvpress_eval.tasks import TASKS
+from kvpress_eval.tasks import TASKS, Request
 from kvpress_eval.units import Shard
 
 SMALL = [
@@ -49,10 +51,6 @@ def test_every_sample_has_every_arm_in_every_mode(unbroken):
 def test_query_aware_answers_are_those_of_generate(unbroken, model_folder):
     _, _, records = unbroken
     model, tokenizer = kvpress.load(model_folder, dtype="float32")
-    from kvpress_eval.prompt import render
-    from kvpress_eval.tasks import Request
-    from kvpress_eval.data import Data
-
     samples = {s.id: s for s in TASKS["toy/one"].samples(Request(tokenizer, Data(), limit=4))}
     for record in (r for r in records if r.mode == "query_aware"):
         sample = samples[record.sample]
@@ -205,7 +203,7 @@ def test_two_processes_cannot_write_one_file(tmp_path):
 
 
 def test_manifest_tells_what_the_run_depends_on(unbroken):
-    sweep, folder, _ = unbroken
+    _, folder, _ = unbroken
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["sweep"]["limit"] == 4
     assert manifest["model"]["class"] == "LlamaForCausalLM"
