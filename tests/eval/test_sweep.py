@@ -87,5 +87,5 @@ def test_shards():
         with pytest.raises(InputError, match="not understood"):
             Shard.parse(wrong)
     parts = [list(Shard(i, 3).of(range(10))) for i in (1, 2, 3)]
-    assert sorted(sum(parts, [])) == list(range(10))
+    assert sorted(unit for part in parts for unit in part) == list(range(10))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
