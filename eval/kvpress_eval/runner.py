@@ -126,7 +126,7 @@ class Runner:
                 limit = choice.limit or self.sweep.limit
                 length = choice.length if task.needs_length else None
                 request = Request(self.tokenizer, self.data, length, limit, self.sweep.seed, self.sweep.chat)
-                items = read_items(task, request, limit=self.sweep.max_length, context=context)
+                items = read_items(task, request, metric=choice.metric, limit=self.sweep.max_length, context=context)
                 self._note_task(task_key(task.name, length), {"n": len(items), "caveat": task.caveat})
                 yield task, length, items
 
@@ -168,9 +168,11 @@ def tasks_of(choice: TaskChoice) -> Sequence[Task]:
     """The tasks that an entry of a sweep names.
 
     Raises:
-        InputError: there is no such task, or it needs a length.
+        InputError: there is no such task or metric, or the task needs a length.
     """
     tasks = find_tasks(choice.task)
+    if choice.metric is not None:
+        find_scorer(choice.metric)
     if choice.length is None and any(task.needs_length for task in tasks):
         raise InputError(f"task '{choice.task}' is generated to a length: give one, for example length: 4096")
     return tasks

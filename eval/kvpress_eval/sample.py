@@ -51,7 +51,7 @@ class Sample:
         """A right answer as a text: the reference, all answers where all are asked for, else the first one."""
         if self.reference:
             return self.reference
-        return ", ".join(self.answers) if self.metric in ALL_ANSWERS else self.answers[0]
+        return ", ".join(self.answers) if self.metric.split("-")[0] in ALL_ANSWERS else self.answers[0]
 
     @property
     def text(self) -> str:

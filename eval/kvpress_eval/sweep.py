@@ -20,9 +20,11 @@ class _Fields(BaseModel):
 
 
 class TaskChoice(_Fields):
-    """A task or a whole family. length: tokens, for tasks generated to a length. limit: overrides the sweep's."""
+    """A task or a whole family. length: tokens, for tasks generated to a length. limit: overrides the sweep's. metric:
+    replaces the benchmark's own, by name, such as code_sim-indel; every record states the metric that it was scored with."""
 
     task: str
+    metric: str | None = None
     length: int | None = Field(default=None, ge=64)
     limit: int | None = Field(default=None, ge=1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvpress.errors import InputError
 from kvpress_eval.prompt import Prompt, render
@@ -30,9 +30,12 @@ class Unit:
     items: tuple[Item, ...]
 
 
-def read_items(task: Task, request: Request, *, limit: int | None, context: int | None) -> list[Item]:
+def read_items(
+    task: Task, request: Request, *, metric: str | None = None, limit: int | None = None, context: int | None = None
+) -> list[Item]:
     """All samples of a task with their prompts.
 
+    metric: scores them instead of the benchmark's own.
     limit: tokens to which prompts of sets with lengths of their own are truncated, room for the answer included; tasks
         that are generated to a length are never truncated. context: the model's context.
 
@@ -41,6 +44,8 @@ def read_items(task: Task, request: Request, *, limit: int | None, context: int 
     """
     items, ids = [], set()
     for sample in task.samples(request):
+        if metric is not None:
+            sample = replace(sample, metric=metric)
         if sample.id in ids:
             raise InputError(f"task '{task.name}' has sample '{sample.id}' twice")
         ids.add(sample.id)

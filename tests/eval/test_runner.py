@@ -237,3 +237,13 @@ def test_a_prompt_beyond_the_context_stops_the_run(model_folder, tmp_path, monke
     monkeypatch.setitem(TASKS["toy/one"].changes, "max_new_tokens", 500)
     with pytest.raises(InputError, match="context is 512"):
         Runner.begin(sweep, tmp_path / "run").run()
+
+
+def test_a_metric_by_name_replaces_the_benchmarks_own(model_folder, tmp_path):
+    sweep = toy_sweep(model_folder, tasks=[{"task": "toy/one", "metric": "code_sim-indel"}], contracts=[], limit=1)
+    Runner.begin(sweep, tmp_path / "run").run()
+    record = read_run(tmp_path / "run")[0]
+    assert (record.metric, record.scorer.split()[0]) == ("code_sim-indel", "code_sim-indel")
+    wrong = toy_sweep(model_folder, tasks=[{"task": "toy/one", "metric": "rouge"}])
+    with pytest.raises(InputError, match="unknown metric 'rouge'"):
+        Runner.begin(wrong, tmp_path / "other")

@@ -158,5 +158,5 @@ def test_evidence_is_computed_in_bounded_pieces(monkeypatch):
             return [p.tolist() for layer in cache.compressed_layers for _, _, p in layer.storage.store.segments()]
 
     expected = positions()
-    monkeypatch.setattr(window_scores_module, "CHUNK_ELEMENTS", 1 << 11)
+    monkeypatch.setitem(window_scores_module.CHUNK_ELEMENTS, "cpu", 1 << 11)
     assert positions() == expected
