@@ -75,8 +75,7 @@ class Runner:
     @classmethod
     def _open(cls, sweep: Sweep, folder: Path, device: str | None) -> Runner:
         arms = make_arms(sweep.contracts, sweep.budgets)
-        for choice in sweep.tasks:
-            tasks_of(choice)
+        _check_tasks(sweep)
         model, tokenizer = load(sweep.model, dtype=sweep.dtype, device=device)
         for arm in arms:
             assert arm.contract is not None
@@ -176,6 +175,17 @@ def tasks_of(choice: TaskChoice) -> Sequence[Task]:
     if choice.length is None and any(task.needs_length for task in tasks):
         raise InputError(f"task '{choice.task}' is generated to a length: give one, for example length: 4096")
     return tasks
+
+
+def _check_tasks(sweep: Sweep) -> None:
+    """Raise InputError if a task does not exist, lacks its length, or is named twice."""
+    seen = set()
+    for choice in sweep.tasks:
+        for task in tasks_of(choice):
+            key = task_key(task.name, choice.length if task.needs_length else None)
+            if key in seen:
+                raise InputError(f"the sweep names task '{key}' twice: its records could not be told apart")
+            seen.add(key)
 
 
 def task_key(name: str, length: int | None) -> str:
