@@ -49,7 +49,7 @@ class Runner:
         """
         if (folder / manifests.NAME).exists():
             raise InputError(f"'{folder}' holds a run already: `kvpress eval resume {folder}` goes on with it")
-        runner = cls._open(sweep, folder, device)
+        runner = cls.open(sweep, folder, device)
         manifests.write(folder, runner.manifest)
         return runner
 
@@ -61,7 +61,7 @@ class Runner:
             KvpressError: there is no run, or its model, tokenizer or contracts are not what they were.
         """
         old = manifests.read(folder)
-        runner = cls._open(parse_sweep(old["sweep"], f"'{folder / manifests.NAME}'"), folder, device)
+        runner = cls.open(parse_sweep(old["sweep"], f"'{folder / manifests.NAME}'"), folder, device)
         manifests.check_same(old, runner.manifest, folder)
         here = runner.manifest["software"][0]
 
@@ -73,7 +73,8 @@ class Runner:
         return runner
 
     @classmethod
-    def _open(cls, sweep: Sweep, folder: Path, device: str | None) -> Runner:
+    def open(cls, sweep: Sweep, folder: Path, device: str | None = None) -> Runner:
+        """Load the model and check what can be checked before the first prompt; nothing is written."""
         arms = make_arms(sweep.contracts, sweep.budgets)
         _check_tasks(sweep)
         model, tokenizer = load(sweep.model, dtype=sweep.dtype, device=device)
@@ -90,18 +91,10 @@ class Runner:
             KvpressError: data are missing or wrong, a prompt does not fit, a contract cannot be met, or the disk is full.
                 What is recorded stays, and the run can be resumed.
         """
-        n_new = 0
-        engine = Engine(
-            self.model,
-            self.tokenizer,
-            self.arms,
-            backend=self.sweep.backend,
-            chunk=self.sweep.prefill_chunk,
-            batch=self.sweep.batch_arms,
-        )
+        n_new, engine = 0, self.engine()
         with RecordFile(self.folder / shard.file_name) as file:
             done = {record.key for record in read_run(self.folder)}
-            for task, length, items in self._tasks():
+            for task, length, items in self.read_tasks():
                 repeated = {item.sample.id for item in items[: self.sweep.noise_floor]}
                 for mode in self.sweep.modes:
                     units = list(shard.of(make_units(task, length, mode, items, engine.shares_contexts)))
@@ -110,14 +103,25 @@ class Runner:
                         if progress is not None:
                             progress(task.name, mode, n_done, n_items)
                         repeat = repeated if mode == self.sweep.modes[0] else set()
-                        records = self._missing(engine, unit, repeat, done)
+                        records = self.missing(engine, unit, repeat, done)
                         file.append(records)
                         n_new, n_done = n_new + len(records), n_done + len(unit.items)
                     if progress is not None:
                         progress(task.name, mode, n_done, n_items)
         return n_new
 
-    def _tasks(self) -> Iterator[tuple[Task, int | None, list[Item]]]:
+    def engine(self, arms: Sequence[Arm] | None = None) -> Engine:
+        """What answers prompts under these arms, by default all of the sweep."""
+        return Engine(
+            self.model,
+            self.tokenizer,
+            self.arms if arms is None else arms,
+            backend=self.sweep.backend,
+            chunk=self.sweep.prefill_chunk,
+            batch=self.sweep.batch_arms,
+        )
+
+    def read_tasks(self) -> Iterator[tuple[Task, int | None, list[Item]]]:
         """Every task of the sweep with its samples, read when its turn comes."""
         context = context_length(self.model.config)
         for choice in self.sweep.tasks:
@@ -136,14 +140,15 @@ class Runner:
             manifests.check_data(manifest, self.data.used, self.folder)
             manifest["tasks"][key] = facts
 
-        self.manifest = manifests.update(self.folder, note)
+        if (self.folder / manifests.NAME).exists():  # a bench keeps nothing
+            self.manifest = manifests.update(self.folder, note)
 
-    def _missing(
+    def missing(
         self, engine: Engine, unit: Unit, repeated: Collection[str], done: Collection[tuple[Any, ...]]
     ) -> list[Record]:
         """Records of a unit that are not there yet. All arms run even if one record is missing: an arm's arithmetic
         depends, in the last bits, on the batch that it is decoded in."""
-        wanted = [[*self.arms, *([FULL_REPEAT_ARM] if item.sample.id in repeated else [])] for item in unit.items]
+        wanted = [[*engine.arms, *([FULL_REPEAT_ARM] if item.sample.id in repeated else [])] for item in unit.items]
         missing = [
             [arm for arm in arms if (unit.task.name, unit.length, item.sample.id, unit.mode, arm.name) not in done]
             for item, arms in zip(unit.items, wanted, strict=True)
@@ -152,7 +157,7 @@ class Runner:
         if any(arm is not FULL_REPEAT_ARM for arms in missing for arm in arms):
             prompts, samples = [item.prompt for item in unit.items], [item.sample for item in unit.items]
             found = engine.answer(prompts, samples, unit.mode == "query_aware")
-            answers = [{arm.name: one for arm, one in zip(self.arms, ones, strict=True)} for ones in found]
+            answers = [{arm.name: one for arm, one in zip(engine.arms, ones, strict=True)} for ones in found]
         for item, arms, ones in zip(unit.items, missing, answers, strict=True):
             if FULL_REPEAT_ARM in arms:
                 ones[FULL_REPEAT_ARM.name] = engine.repeat_full(item.prompt, item.sample)

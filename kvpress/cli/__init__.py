@@ -30,9 +30,6 @@ app.add_typer(contracts.app, name="contracts")
 app.add_typer(bench.app, name="bench")
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
-# packages on top of this one bring commands of their own (pyproject.toml, entry points); nothing here imports them by name
-for _entry in entry_points(group="kvpress.commands"):
-    app.add_typer(_entry.load(), name=_entry.name)
 
 
 def _print_version(value: bool) -> None:
@@ -50,8 +47,17 @@ def _options(
     pass
 
 
+def add_plugins() -> None:
+    """Add the commands of packages on top of this one (pyproject.toml, entry points), which nothing here imports by name."""
+    known = {group.name for group in app.registered_groups}
+    for entry in entry_points(group="kvpress.commands"):
+        if entry.name not in known:
+            app.add_typer(entry.load(), name=entry.name)
+
+
 def main() -> NoReturn:
     """Entry point of the console script."""
+    add_plugins()
     try:
         app()
     except KvpressError as error:

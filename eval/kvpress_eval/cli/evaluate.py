@@ -18,8 +18,12 @@ app = typer.Typer(
 )
 app.command("report")(report)
 
-SweepArgument = Annotated[str, typer.Argument(help="A sweep: a .yaml file, or the name of one that comes with kvpress.")]
-OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run. [default: runs/<sweep>-<time>]")]
+SweepArgument = Annotated[
+    str, typer.Argument(help="A sweep: a .yaml file, or the name of one that comes with kvpress.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder of the run. [default: runs/<sweep>-<time>]")
+]
 ShardOption = Annotated[str, typer.Option(help="Do only share i of n of the samples: i/n.")]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:0; several with commas run one worker process on each.")
@@ -33,7 +37,9 @@ def run(
     sweep: SweepArgument,
     out_folder: OutOption = None,
     model: Annotated[str | None, typer.Option(help="Replaces the sweep's model.")] = None,
-    data: Annotated[list[Path] | None, typer.Option(help="A folder with data files; may be given several times.")] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="A folder with data files; may be given several times.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Samples per task.")] = None,
     length: Annotated[int | None, typer.Option(min=64, help="Length of every task that is generated to one.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of all that is drawn.")] = None,
@@ -65,6 +71,28 @@ def resume(
     """Go on with a run: answer what has no record yet."""
     quiet_transformers()
     _work(folder, None, shard, device, workers, json_progress)
+
+
+@app.command("bench")
+def bench(
+    sweep: SweepArgument,
+    model: Annotated[str | None, typer.Option(help="Replaces the sweep's model.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Samples per task.")] = 1,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """What a sweep costs beside the bare prefill and decode of plain transformers."""
+    quiet_transformers()
+    from kvpress_eval.bench import measure
+    from kvpress_eval.runner import Runner
+    from kvpress_eval.sweep import load_sweep
+
+    figures = measure(Runner.open(load_sweep(sweep, model=model, limit=limit), Path(), device))
+    if json_:
+        print_json(figures)
+        return
+    for name, value in figures.items():
+        out.print(f"{name.replace('_', ' '):<28} {value:.3f}" if isinstance(value, float) else f"{name:<28} {value}")
 
 
 @app.command("list")
@@ -105,7 +133,9 @@ def _work(folder: Path, sweep: Any, shard: str, device: str | None, workers: int
         with JsonLines() if json_progress else Bar(runner.sweep, err) as progress:
             runner.run(part, progress)
     if not json_progress:
-        err.print(f"records are in '{folder}'; `kvpress eval report {folder}` shows them", highlight=False, soft_wrap=True)
+        err.print(
+            f"records are in '{folder}'; `kvpress eval report {folder}` shows them", highlight=False, soft_wrap=True
+        )
 
 
 def _limit_threads() -> None:
