@@ -1,0 +1,110 @@
+"""Tables for the terminal, readable at 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from kvpress_eval.report.noise import noise_totals
+from kvpress_eval.report.rows import MacroRow, NoiseRow, Row
+from kvpress_eval.report.summary import Summary
+from kvpress_eval.report.text import DASH, MODES, count, interval, length_name, number, probability, signed, size
+
+_COLOURS = {"no loss": "green", "loss": "red", "undecided": "yellow"}
+
+
+def tables(summary: Summary, *, details: bool = True) -> Group:
+    """Macro tables first, then, with details, every task; at the end what a reader must know."""
+    parts: list[Table | Text] = [*_macro_tables(summary)]
+    if details:
+        parts += _task_tables(summary)
+    if summary.noise:
+        parts.append(_noise_table(summary.noise))
+    parts += [Text(f"{task}: {caveat}", style="yellow") for task, caveat in summary.caveats.items()]
+    parts += [Text(f"{problem.count} {problem.sentence}", style="yellow") for problem in summary.problems]
+    margins = ", ".join(f"{name} {100 * margin:g}" for name, margin in summary.margins.items())
+    parts.append(
+        Text(
+            f"Points of 100. Interval: 95 %, paired, by cluster. No loss: one-sided 95 % bound above minus the margin "
+            f"({margins}). p: Holm in each macro table, Benjamini-Hochberg over all tasks. * incomplete. ~ inside the noise floor. † fewer than three items changed: worst-case bound.",
+            style="dim",
+        )
+    )
+    return Group(*parts)
+
+
+def _macro_tables(summary: Summary) -> Iterator[Table]:
+    groups = groupby(summary.macro, lambda row: (row.family, row.length, row.mode, row.scope))
+    complete = {(r.family, r.length, r.mode, r.n_tasks) for r in summary.macro if r.scope == "all"}
+    for (family, length, mode, scope), found in groups:
+        rows = list(found)
+        n_tasks = rows[0].n_tasks
+        if scope != "all" and (family, length, mode, n_tasks) in complete:
+            continue  # the same tasks as above
+        scopes = {
+            "all": "mean of",
+            "informative": "without floor and ceiling:",
+            "floor or ceiling": "only floor and ceiling:",
+        }
+        items = count(min(row.n_min for row in rows), max(row.n_max for row in rows))
+        table = _table(
+            f"{family}, {length_name(length)}, {MODES[mode]}: {scopes[scope]} {n_tasks} task{'s' * (n_tasks > 1)} of {items} items"
+        )
+        for name in ("score", "Δ", "95 % interval", "p", "of full", "cache", "retained"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("verdict", no_wrap=True)
+        for row in rows:
+            retained = DASH if row.retention is None else f"{row.retention:.0f} %"
+            cells = [number(row.score), signed(row.delta), interval(row), probability(row.p_adjusted)]
+            cells += [f"{100 * row.byte_share:.0f} %", size(row.kept_bytes), retained]
+            table.add_row(_arm(row), *cells, _verdict(row))
+        yield table
+
+
+def _task_tables(summary: Summary) -> Iterator[Table]:
+    for (task, length, mode), found in groupby(summary.rows, lambda row: (row.task, row.length, row.mode)):
+        rows = list(found)
+        table = _table(
+            f"{task}, {length_name(length)}, {MODES[mode]}: {rows[0].n} items in {rows[0].n_clusters} clusters"
+        )
+        for name in ("score", "Δ", "95 % interval", "p", "lost", "won", "retained", "cache"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("verdict", no_wrap=True)
+        for row in rows:
+            cells = [number(row.score), signed(row.delta), interval(row), probability(row.p_adjusted)]
+            changes = [DASH, DASH] if row.delta is None else [str(row.lost), str(row.gained)]
+            table.add_row(
+                _arm(row), *cells, *changes, f"{row.kept}/{row.solved}", size(row.cost.kept_bytes), _verdict(row)
+            )
+        yield table
+
+
+def _noise_table(rows: list[NoiseRow]) -> Table:
+    table = _table("noise floor: the full cache twice, through other kernels")
+    for name in ("tasks", "items", "other text", "other score", "flips", "Δ", "mean |Δ|"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for total in noise_totals(rows):
+        name = f"{total.family}, {length_name(total.length)}, {MODES[total.mode]}"
+        counts = [total.n_tasks, total.n, total.other_text, total.changed, total.flips]
+        table.add_row(Text(name), *map(str, counts), signed(total.delta), number(total.mean_abs))
+    return table
+
+
+def _table(title: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("", overflow="fold")
+    return table
+
+
+def _arm(row: Row | MacroRow) -> Text:
+    return Text(row.arm + " *" * row.incomplete)
+
+
+def _verdict(row: Row | MacroRow) -> Text:
+    if row.verdict is None:
+        return Text("")
+    return Text(row.verdict + " ~" * bool(row.within_noise), style=_COLOURS[row.verdict])
