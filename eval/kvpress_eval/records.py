@@ -47,6 +47,7 @@ class Record(BaseModel):
     prompt_sha: of the token ids. n_prompt: tokens of the prompt; n_context: of these, lead and context; n_cut: tokens
         that middle truncation took out of the context; evidence_left: share of the sample's evidence strings that are
         still in the prompt, None where the benchmark names none.
+    question: the last characters of what stands behind the context, for readers.
     n_new: generated tokens, the stopping one included. stopped: why generation ended.
     score: in [0, 1]; parts: partial scores such as one per depth. scorer: metric and version.
     kept_bytes: measured bytes of the cache when the prompt has been read and cut; full_bytes: of the full cache then;
@@ -71,6 +72,7 @@ class Record(BaseModel):
     n_context: int
     n_cut: int
     evidence_left: float | None
+    question: str
     n_new: int
     stopped: Stopped
     prediction: str

@@ -27,6 +27,9 @@ from kvpress_eval.units import WHOLE, Item, Shard, Unit, make_units, read_items
 #: called with (task, mode, items of this shard that are done, all of them) before the first unit and after each
 Progress = Callable[[str, Mode, int, int], None]
 
+#: of the question and the answer prefix that a record shows
+QUESTION_CHARACTERS = 400
+
 
 @dataclass
 class Runner:
@@ -219,6 +222,7 @@ def make_record(unit: Unit, item: Item, arm: Arm, answer: Answer) -> Record:
         n_context=prompt.n_context,
         n_cut=prompt.n_cut,
         evidence_left=prompt.evidence_left,
+        question=(sample.question.rstrip() + sample.answer_prefix)[-QUESTION_CHARACTERS:],
         n_new=answer.n_new,
         stopped=answer.stopped,
         prediction=answer.text,

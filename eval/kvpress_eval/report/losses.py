@@ -66,7 +66,6 @@ def worst_losses(cells: Sequence[Mapping[str, Sequence[Record]]]) -> list[Loss]:
 
 
 def _loss(full: Record, arm: Record, others: int, n_arms: int) -> Loss:
-    question = arm.meta.get("question", "")
     return Loss(
         family=arm.family,
         task=arm.task,
@@ -76,7 +75,7 @@ def _loss(full: Record, arm: Record, others: int, n_arms: int) -> Loss:
         arm=arm.arm,
         full_score=100 * full.score,
         score=100 * arm.score,
-        question=shorten(question if isinstance(question, str) else ""),
+        question=shorten(arm.question),
         answers=tuple(shorten(answer, 120) for answer in arm.answers[:12]),
         full_prediction=shorten(full.prediction),
         prediction=shorten(arm.prediction),

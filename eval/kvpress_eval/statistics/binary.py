@@ -64,7 +64,7 @@ def _score(lost: int, gained: int, n: int, difference: float) -> float:
     a = 2 * n
     b = -gained - lost + (2 * n - gained + lost) * difference
     c = -lost * difference * (1 - difference)
-    lost_rate = lost / n
+    lost_rate = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
     variance = n * (2 * lost_rate + difference * (1 - difference))
     distance = gained - lost - n * difference
     if variance <= 0:
