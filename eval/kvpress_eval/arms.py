@@ -33,9 +33,10 @@ def make_arms(contracts: Iterable[str | dict[str, Any]], budgets: Iterable[str |
     Raises:
         ContractError: a contract does not exist or does not fit a budget. InputError: two arms have one name.
     """
-    arms, budgets = [Arm(FULL, resolve("full"))], list(budgets)
+    arms = [Arm(FULL, resolve("full"))]
+    each: list[str | float | None] = list(budgets) or [None]
     for source in contracts:
-        for budget in budgets or [None]:
+        for budget in each:
             contract = resolve(source, budget)
             if contract.budget.keeps_everything and contract.name == FULL:
                 continue  # it is there already

@@ -25,16 +25,23 @@ from kvpress_eval.sample import Sample
 
 
 @dataclass(frozen=True)
+class Held:
+    """What an arm's cache held; fields as in Record."""
+
+    kept_bytes: int
+    full_bytes: int
+    kept_share: float
+    output_change: float | None
+
+
+@dataclass(frozen=True)
 class Answer:
     """What one arm said and what it cost; fields as in Record."""
 
     text: str
     n_new: int
     stopped: Stopped
-    kept_bytes: int
-    full_bytes: int
-    kept_share: float
-    output_change: float | None
+    held: Held
     decode_rows: int
     seconds: Seconds
 
@@ -154,7 +161,7 @@ class Engine:
         return [answers[read.arm.name] for read in reads]
 
     def _decode(self, group: Sequence[_Read], stop: Stop, tail: list[int]) -> list[Answer]:
-        costs = [_costs(read) for read in group]
+        held = [_held(read) for read in group]
         logits, asked = torch.cat([read.logits for read in group]), 0.0
         joinable = can_join(group[0].arm.contract)  # type: ignore[arg-type]
         # an arm that goes on evicting decodes with its own cache, which nothing else needs afterwards
@@ -166,7 +173,7 @@ class Engine:
                 asked = time.perf_counter() - start
             decoded = decode(self.model, cache, logits, stop)
             if not joinable:
-                costs = [_costs(read) for read in group]
+                held = [_held(read) for read in group]
         finally:
             if joinable:
                 cache.close()
@@ -175,11 +182,11 @@ class Engine:
                 text=self._text(one),
                 n_new=len(one.ids),
                 stopped=one.stopped,
+                held=what,
                 decode_rows=len(group),
                 seconds=_seconds(read, asked, one),
-                **cost,
             )
-            for read, one, cost in zip(group, decoded, costs, strict=True)
+            for read, one, what in zip(group, decoded, held, strict=True)
         ]
 
     def _forward_tail(self, cache: CompressedCache, tail: list[int], n_rows: int) -> Tensor:
@@ -211,27 +218,24 @@ class Engine:
             text=self._text(one),
             n_new=len(one.ids),
             stopped=one.stopped,
-            kept_bytes=n_bytes,
-            full_bytes=n_bytes,
-            kept_share=1.0,
-            output_change=None,
+            held=Held(n_bytes, n_bytes, 1.0, None),
             decode_rows=1,
             seconds=Seconds(prefill=prefill, evidence=0.0, eviction=0.0, decode=one.seconds),
         )
 
 
-def _costs(read: _Read) -> dict[str, int | float | None]:
+def _held(read: _Read) -> Held:
     """What an arm holds, measured from its storages: when the prompt has been read and cut, or, where eviction goes on
     in the answer, at the answer's end."""
     cache, report = read.cache, read.cache.report().to_dict()
     changes = [layer["output_change"] for layer in report["layers"] if layer.get("output_change") is not None]
-    return {
+    return Held(
         # without the free pages of a pool, which the arms share
-        "kept_bytes": sum(layer.nbytes for layer in cache.compressed_layers) + cache.other_nbytes,
-        "full_bytes": int(report["full_bytes"]),
-        "kept_share": report["kept_tokens"] / report["seen_tokens"],
-        "output_change": sum(changes) / len(changes) if changes else None,
-    }
+        kept_bytes=sum(layer.nbytes for layer in cache.compressed_layers) + cache.other_nbytes,
+        full_bytes=report["full_bytes"],
+        kept_share=report["kept_tokens"] / report["seen_tokens"],
+        output_change=sum(changes) / len(changes) if changes else None,
+    )
 
 
 def _seconds(read: _Read, asked: float, decoded: Decoded) -> Seconds:

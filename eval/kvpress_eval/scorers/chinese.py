@@ -21,7 +21,7 @@ def chinese_words(text: str) -> list[str]:
 def _segmenter() -> Callable[[str], list[str]]:
     """jieba's `lcut` with the dictionary of its wheel. It takes about a second to load, hence not at import."""
     try:
-        import jieba  # type: ignore[import-untyped]
+        import jieba
     except ImportError:
         raise InputError(
             "scoring Chinese answers needs the package jieba, which is not installed: "
