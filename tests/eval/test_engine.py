@@ -159,7 +159,9 @@ def test_reading_in_chunks_changes_nothing(chunk):
     whole = make(*arms, model=model).answer(prompts, samples, aware=True)
     parts = make(*arms, model=model, chunk=chunk).answer(prompts, samples, aware=True)
     assert [[a.text for a in ones] for ones in whole] == [[a.text for a in ones] for ones in parts]
-    assert [[a.held.kept_bytes for a in ones] for ones in whole] == [[a.held.kept_bytes for a in ones] for ones in parts]
+    assert [[a.held.kept_bytes for a in ones] for ones in whole] == [
+        [a.held.kept_bytes for a in ones] for ones in parts
+    ]
 
 
 def test_arms_that_evict_between_chunks_or_while_answering_go_their_own_way():

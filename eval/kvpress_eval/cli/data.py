@@ -57,9 +57,12 @@ def fetch_command(
 
 
 def _from_hub(group: str, folder: Path) -> list[Path]:
+    from kvpress_eval.data.fetch import fetch
     from kvpress_eval.data.longbench import fetch_longbench, fetch_longbench_v2
     from kvpress_eval.data.needlebench import fetch_needlebench
 
+    if group == "needlebench":  # its lengths are counted with a tokenizer that is no part of it
+        fetch("needlebench-recipe", folder, log=lambda line: err.print(line, markup=False, highlight=False))
     fetchers = {"longbench": fetch_longbench, "longbench-v2": fetch_longbench_v2, "needlebench": fetch_needlebench}
     return fetchers[group](folder)
 
@@ -89,8 +92,6 @@ def list_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """What can be fetched, what of it is there, and under which licence."""
-    from rich.table import Table
-
     from kvpress_eval.data import data_folder
     from kvpress_eval.data.fetch import present
     from kvpress_eval.data.packages import GROUPS
@@ -114,14 +115,13 @@ def list_command(
     if as_json:
         print_json({"folder": str(folder), "data": rows})
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("data set", "files", "from", "state", "licence"):
-        table.add_column(column, overflow="fold")
     for row in rows:
-        files, licences = "\n".join(_short(row["files"])), "\n".join(row["licences"]) or "as stated there"
         state = "[green]present[/green]" if row["present"] else "[yellow]missing[/yellow]"
-        table.add_row(row["data set"], files, row["from"], state, licences)
-    out.print(table)
+        out.print(f"[bold]{row['data set']:<19}[/bold] {state}  {row['from']}", soft_wrap=True, highlight=False)
+        details = [", ".join(_short(row["files"])), *row["licences"]]
+        out.print(
+            "\n".join(f"    {detail}" for detail in details), style="dim", markup=False, highlight=False, soft_wrap=True
+        )
     out.print(f"\nin '{folder}'; get what is missing with `kvpress data fetch DATA-SET`", markup=False, soft_wrap=True)
 
 

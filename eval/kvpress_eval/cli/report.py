@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from kvpress.errors import InputError
+from kvpress_eval.plugins import needs_extra
 
 
 def report(
@@ -37,8 +38,8 @@ def report(
     if csv or not as_json:
         write_atomically(csv or run / "report.csv", to_csv(summary))
     if html or not as_json:
-        from kvpress_eval.report.html import to_html
-
+        with needs_extra():
+            from kvpress_eval.report.html import to_html
         with err.status("drawing the page"):
             page = to_html(summary)
         write_atomically(html or run / "report.html", page)
