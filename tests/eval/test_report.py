@@ -218,6 +218,15 @@ def test_tables_fit_into_a_hundred_columns(summary):
     assert lines[first + 2].startswith("full ")
 
 
+def test_tables_fit_into_eighty_columns_without_breaking_an_arms_name(summary):
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(tables(summary, width=80))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {line.split()[0] for line in lines if "@25%" in line} <= {row.arm for row in summary.rows}
+    assert not [line for line in lines if "…" in line]
+
+
 def test_numbers_in_words():
     assert signed(-0.04) == "0.0"
     assert signed(-3.26) == "−3.3"

@@ -46,9 +46,10 @@ def report(
     if as_json:
         print_json(to_json(summary))
         return
-    from kvpress_eval.report.tables import tables
+    from kvpress_eval.report.tables import WIDE, tables
 
-    out.print(tables(summary, details=details))
+    width = out.width if out.is_terminal else WIDE  # a file has no width
+    out.print(tables(summary, details=details, width=width), width=width)
     err.print(f"page: {html or run / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     err.print(f"rows: {csv or run / 'report.csv'}", markup=False, highlight=False, soft_wrap=True)
 

@@ -1,8 +1,8 @@
-"""Tables for the terminal, readable at 100 columns."""
+"""Tables for the terminal: all columns where there are a hundred characters, the most telling ones at eighty."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from rich.console import Group
@@ -14,14 +14,19 @@ from kvpress_eval.report.rows import MacroRow, NoiseRow, Row
 from kvpress_eval.report.summary import Summary
 from kvpress_eval.report.text import DASH, MODES, count, interval, length_name, number, probability, signed, size
 
+#: columns that a narrow terminal leaves out
+_WIDE = {"p", "of full", "retained", "lost", "won"}
+#: characters from which all columns fit
+WIDE = 100
 _COLOURS = {"no loss": "green", "loss": "red", "undecided": "yellow"}
 
 
-def tables(summary: Summary, *, details: bool = True) -> Group:
-    """Macro tables first, then, with details, every task; at the end what a reader must know."""
-    parts: list[Table | Text] = [*_macro_tables(summary)]
+def tables(summary: Summary, *, details: bool = True, width: int = WIDE) -> Group:
+    """Macro tables first, then, with details, every task; at the end what a reader must know. width: in characters."""
+    narrow = width < WIDE
+    parts: list[Table | Text] = [*_macro_tables(summary, narrow)]
     if details:
-        parts += _task_tables(summary)
+        parts += _task_tables(summary, narrow)
     if summary.noise:
         parts.append(_noise_table(summary.noise))
     parts += [Text(f"{task}: {caveat}", style="yellow") for task, caveat in summary.caveats.items()]
@@ -37,7 +42,7 @@ def tables(summary: Summary, *, details: bool = True) -> Group:
     return Group(*parts)
 
 
-def _macro_tables(summary: Summary) -> Iterator[Table]:
+def _macro_tables(summary: Summary, narrow: bool) -> Iterator[Table]:
     groups = groupby(summary.macro, lambda row: (row.family, row.length, row.mode, row.scope))
     complete = {(r.family, r.length, r.mode, r.n_tasks) for r in summary.macro if r.scope == "all"}
     for (family, length, mode, scope), found in groups:
@@ -54,33 +59,41 @@ def _macro_tables(summary: Summary) -> Iterator[Table]:
         table = _table(
             f"{family}, {length_name(length)}, {MODES[mode]}: {scopes[scope]} {n_tasks} task{'s' * (n_tasks > 1)} of {items} items"
         )
-        for name in ("score", "Δ", "95 % interval", "p", "of full", "cache", "retained"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("verdict", no_wrap=True)
-        for row in rows:
-            retained = DASH if row.retention is None else f"{row.retention:.0f} %"
-            cells = [number(row.score), signed(row.delta), interval(row), probability(row.p_adjusted)]
-            cells += [f"{100 * row.byte_share:.0f} %", size(row.kept_bytes), retained]
-            table.add_row(_arm(row), *cells, _verdict(row))
-        yield table
+        cells = [
+            {
+                "score": number(row.score),
+                "Δ": signed(row.delta),
+                "95 % interval": interval(row),
+                "p": probability(row.p_adjusted),
+                "of full": f"{100 * row.byte_share:.0f} %",
+                "cache": size(row.kept_bytes),
+                "retained": DASH if row.retention is None else f"{row.retention:.0f} %",
+            }
+            for row in rows
+        ]
+        yield _filled(table, rows, cells, narrow)
 
 
-def _task_tables(summary: Summary) -> Iterator[Table]:
+def _task_tables(summary: Summary, narrow: bool) -> Iterator[Table]:
     for (task, length, mode), found in groupby(summary.rows, lambda row: (row.task, row.length, row.mode)):
         rows = list(found)
         table = _table(
             f"{task}, {length_name(length)}, {MODES[mode]}: {rows[0].n} items in {rows[0].n_clusters} clusters"
         )
-        for name in ("score", "Δ", "95 % interval", "p", "lost", "won", "retained", "cache"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("verdict", no_wrap=True)
-        for row in rows:
-            cells = [number(row.score), signed(row.delta), interval(row), probability(row.p_adjusted)]
-            changes = [DASH, DASH] if row.delta is None else [str(row.lost), str(row.gained)]
-            table.add_row(
-                _arm(row), *cells, *changes, f"{row.kept}/{row.solved}", size(row.cost.kept_bytes), _verdict(row)
-            )
-        yield table
+        cells = [
+            {
+                "score": number(row.score),
+                "Δ": signed(row.delta),
+                "95 % interval": interval(row),
+                "p": probability(row.p_adjusted),
+                "lost": DASH if row.delta is None else str(row.lost),
+                "won": DASH if row.delta is None else str(row.gained),
+                "retained": f"{row.kept}/{row.solved}",
+                "cache": size(row.cost.kept_bytes),
+            }
+            for row in rows
+        ]
+        yield _filled(table, rows, cells, narrow)
 
 
 def _noise_table(rows: list[NoiseRow]) -> Table:
@@ -96,7 +109,18 @@ def _noise_table(rows: list[NoiseRow]) -> Table:
 
 def _table(title: str) -> Table:
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("", overflow="fold")
+    table.add_column("", overflow="fold", min_width=18)
+    return table
+
+
+def _filled(table: Table, rows: Sequence[Row | MacroRow], cells: Sequence[dict[str, str]], narrow: bool) -> Table:
+    """The table with a line for each row: the arm, its cells by column, the verdict."""
+    names = [name for name in cells[0] if not (narrow and name in _WIDE)]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for row, cell in zip(rows, cells, strict=True):
+        table.add_row(_arm(row), *(cell[name] for name in names), _verdict(row))
     return table
 
 
