@@ -26,6 +26,8 @@ def report(
 
     With --json, files are written only where --html or --csv names them.
     """
+    from rich.console import Console
+
     from kvpress.cli.console import err, out, print_json
     from kvpress_eval import manifest as manifests
     from kvpress_eval.records import read_run
@@ -48,8 +50,8 @@ def report(
         return
     from kvpress_eval.report.tables import WIDE, tables
 
-    width = out.width if out.is_terminal else WIDE  # a file has no width
-    out.print(tables(summary, details=details, width=width), width=width)
+    screen = out if out.is_terminal else Console(width=WIDE)  # a file has no width
+    screen.print(tables(summary, details=details, width=screen.width))
     err.print(f"page: {html or run / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     err.print(f"rows: {csv or run / 'report.csv'}", markup=False, highlight=False, soft_wrap=True)
 
