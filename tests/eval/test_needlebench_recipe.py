@@ -122,6 +122,14 @@ def test_frame_and_answers_of_eleven_needles(folder, tokenizer):
     assert sample.cluster == "repeat-0"
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "atc"])
+def test_t6_no_special_token_gets_into_the_text(kind, folder, tokenizer):
+    for sample in samples(kind, folder, tokenizer, 6000, 2):  # this tokenizer puts BOS in front of everything it encodes
+        assert not [token for token in tokenizer.all_special_tokens if token in sample.text]
+        ids = render(tokenizer, sample, chat=False).ids
+        assert [id_ for id_ in ids if id_ in tokenizer.all_special_ids] == [tokenizer.bos_token_id]
+
+
 def test_repeats_draw_other_needles_and_other_text(folder, tokenizer):
     found = samples("m_rt", folder, tokenizer, 6000, 5)
     assert len({sample.cluster for sample in found}) == 5

@@ -33,7 +33,7 @@ def counted(name, sample, chat=True):
     [("ruler-2024", "bpe"), ("ruler-2024", "word_level"), ("ruler-2026", "unigram"), ("ruler-posfix", "bpe")],
 )
 @pytest.mark.parametrize("task", [name.split("/")[1] for name in TASKS])
-def test_true_length(ruler_data, family, tokenizer, task):
+def test_t20_true_length(ruler_data, family, tokenizer, task):
     length = LENGTHS[tokenizer]
     for sample in samples(ruler_data, f"{family}/{task}", length, 2, tokenizer):
         assert 0.97 * length <= counted(tokenizer, sample) <= length

@@ -104,7 +104,7 @@ def seeded(seed):
     return Request(bpe(), Data(), length=4096, seed=seed)
 
 
-def test_gold_document_of_squad_is_fixed_officially_and_spread_in_posfix(ruler_data):
+def test_t19_gold_document_of_squad_is_fixed_officially_and_spread_in_posfix(ruler_data):
     def places(family):
         found: dict[int, list[int]] = {}
         for sample in samples(ruler_data, f"{family}/qa_1", 2048, 20):

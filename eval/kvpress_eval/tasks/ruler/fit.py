@@ -51,7 +51,6 @@ class Fit:
             raise InputError(f"{name} is generated to a length: give one, for example --length 4096")
         self.request, self.name, self.length = request, name, request.length
         self.increment, self.whole_increments = increment, whole_increments
-        self._counted: dict[int, int] = {}
 
     def first_size(self, probe: Draft) -> int:
         """Units of filler at which a task's samples begin, found on one of them."""
