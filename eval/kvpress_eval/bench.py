@@ -39,12 +39,15 @@ def measure(runner: Runner) -> dict[str, Any]:
     per_extra_contract: seconds that a contract adds to the full cache, over the bare prefill and decode that it would take
     by itself. all_contracts: the evaluation of all arms over the bare work of all, each with a prefill of its own.
     """
-    costs = []
+    costs: list[Cost] = []
     engine, full = runner.engine(), runner.engine([arm for arm in runner.arms if arm.name == FULL])
     with tempfile.TemporaryDirectory() as folder, RecordFile(Path(folder) / "records.jsonl") as file:
         for task, length, items in runner.read_tasks():
-            for unit in make_units(task, length, runner.sweep.modes[0], items, engine.shares_contexts):
-                costs.append(_cost(runner, engine, full, unit, file))
+            units = make_units(task, length, runner.sweep.modes[0], items, engine.shares_contexts)
+            if not costs:  # the first passes of a process are slow
+                _bare(runner, units[0].items[0])
+            for unit in units:
+                costs.append(_cost(runner, engine, full, unit, file, turn=len(costs)))
     n_extra = len(runner.arms) - 1
     bare = [cost.prefill + decode for cost in costs for decode in cost.decodes[1:]]
     added = sum(cost.evaluation - cost.alone for cost in costs)
@@ -64,16 +67,21 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _cost(runner: Runner, engine: Engine, full: Engine, unit: Unit, file: RecordFile) -> Cost:
-    start = time.perf_counter()
-    file.append(runner.missing(full, unit, (), ()))
-    alone = time.perf_counter() - start
-    start = time.perf_counter()
-    records = runner.missing(engine, unit, (), ())
-    file.append(records)
-    evaluation = time.perf_counter() - start
-    item = unit.items[0]
-    prefill, step = _bare(runner, item)
+def _cost(runner: Runner, engine: Engine, full: Engine, unit: Unit, file: RecordFile, turn: int) -> Cost:
+    """Costs of a unit; the three measurements begin with another one each time."""
+    item, records = unit.items[0], list[Record]()
+    seconds: dict[str, float] = {}
+    bare = (0.0, 0.0)
+    for what in ("alone", "evaluation", "bare")[turn % 3 :] + ("alone", "evaluation", "bare")[: turn % 3]:
+        start = time.perf_counter()
+        if what == "bare":
+            bare = _bare(runner, item)
+        else:
+            made = runner.missing(full if what == "alone" else engine, unit, (), {})
+            file.append(made)
+            records = made if what == "evaluation" else records
+        seconds[what] = time.perf_counter() - start
+    (prefill, step), alone, evaluation = bare, seconds["alone"], seconds["evaluation"]
     return Cost(
         item.sample.id, prefill, tuple(step * (r.n_new - 1) for r in _by_arm(runner, records)), alone, evaluation
     )

@@ -17,9 +17,10 @@ from transformers.cache_utils import Cache
 
 from kvpress.cache import CompressedCache, FanOut, can_join, join, shares_prefill
 from kvpress.run import full_cache_bytes
+from kvpress.slots.ranking import Random
 from kvpress_eval.arms import Arm
 from kvpress_eval.decode import Decoded, Stop, decode
-from kvpress_eval.prompt import Prompt
+from kvpress_eval.prompt import Prompt, end_of_turn
 from kvpress_eval.records import Seconds, Stopped
 from kvpress_eval.sample import Sample
 
@@ -72,7 +73,7 @@ class Engine:
     ) -> None:
         self.model, self.tokenizer, self.arms = model, tokenizer, list(arms)
         self.backend, self.chunk, self.batch = backend, chunk, batch
-        self.eos = _eos_ids(model, tokenizer)
+        self.eos = _eos_ids(model, tokenizer) | end_of_turn(tokenizer)
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[Prompt], samples: Sequence[Sample], aware: bool) -> list[list[Answer]]:
@@ -86,7 +87,7 @@ class Engine:
         return self._agnostic(prompts, samples)
 
     def _aware(self, prompt: Prompt, sample: Sample) -> list[Answer]:
-        reads = self._read(self._tensor(prompt.ids), self._reference([], sample))
+        reads = self._read(self._tensor(prompt.ids), self._reference([], sample), prompt.sha)
         try:
             return self._finish(reads, sample, [])
         finally:
@@ -95,7 +96,7 @@ class Engine:
     def _agnostic(self, prompts: Sequence[Prompt], samples: Sequence[Sample]) -> list[list[Answer]]:
         context = self._tensor(prompts[0].ids[: prompts[0].n_context])
         tails = [list(prompt.ids[prompt.n_context :]) for prompt in prompts]
-        reads = self._read(context, self._reference(tails[0], samples[0]))
+        reads = self._read(context, self._reference(tails[0], samples[0]), prompts[0].context_sha)
         try:
             return [self._finish(reads, *pair) for pair in zip(samples, tails, strict=True)]
         finally:
@@ -109,9 +110,10 @@ class Engine:
 
     # --- the prompt
 
-    def _read(self, ids: Tensor, reference: Tensor) -> list[_Read]:
-        """Read and cut the prompt under every arm; those that can share the forward pass do."""
-        caches = {arm.name: self._cache(arm, reference) for arm in self.arms}
+    def _read(self, ids: Tensor, reference: Tensor, draw: str) -> list[_Read]:
+        """Read and cut the prompt under every arm; those that can share the forward pass do. draw: what random arms draw
+        by, in hex."""
+        caches = {arm.name: self._cache(arm, reference, draw) for arm in self.arms}
         shared = [arm for arm in self.arms if arm.contract is not None and shares_prefill(arm.contract)]
         fan = FanOut([caches[arm.name] for arm in shared])
         logits = self._forward(ids, fan)
@@ -123,10 +125,14 @@ class Engine:
                 reads[arm.name] = _Read(arm, cache, logits, cache.plan.clock.prefill)
         return [reads[arm.name] for arm in self.arms]
 
-    def _cache(self, arm: Arm, reference: Tensor) -> CompressedCache:
+    def _cache(self, arm: Arm, reference: Tensor, draw: str) -> CompressedCache:
         assert arm.contract is not None
+        contract = arm.contract
+        if isinstance(contract.ranking, Random):  # else one draw of positions would stand for all samples
+            seed = (contract.ranking.seed + int(draw, 16)) % 2**31
+            contract = contract.swap(ranking={"kind": "random", "seed": seed})
         return CompressedCache(
-            self.model, arm.contract, tokenizer=self.tokenizer, reference=reference, backend=self.backend
+            self.model, contract, tokenizer=self.tokenizer, reference=reference, backend=self.backend
         )
 
     def _forward(self, ids: Tensor, cache: FanOut | CompressedCache | Cache) -> Tensor:
@@ -170,7 +176,10 @@ class Engine:
             if tail:
                 start = time.perf_counter()
                 logits = self._forward_tail(cache, tail, len(group))
+                _wait(self.model)
                 asked = time.perf_counter() - start
+                if joinable:
+                    held = [_with_tail(held[row], cache, read.cache, row) for row, read in enumerate(group)]
             decoded = decode(self.model, cache, logits, stop)
             if not joinable:
                 held = [_held(read) for read in group]
@@ -210,6 +219,7 @@ class Engine:
         start = time.perf_counter()
         for part in ids.split(-(-ids.shape[1] // 2), dim=1):
             output = self.model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        _wait(self.model)
         prefill = time.perf_counter() - start
         n_bytes = full_cache_bytes(cache)
         stop = Stop(self.eos, self._newlines() if sample.stop_at_newline else frozenset(), sample.max_new_tokens)
@@ -236,6 +246,28 @@ def _held(read: _Read) -> Held:
         kept_share=report["kept_tokens"] / report["seen_tokens"],
         output_change=sum(changes) / len(changes) if changes else None,
     )
+
+
+def _with_tail(held: Held, batch: CompressedCache, alone: CompressedCache, row: int) -> Held:
+    """What a row of a batch holds when it has stored the rest of the prompt behind what its own cache was cut to."""
+    grown = full = kept = seen = 0
+    for layer, own in zip(batch.compressed_layers, alone.compressed_layers, strict=True):
+        store, mine = layer.storage.store, own.storage.store
+        assert store is not None
+        assert mine is not None
+        grown += store.row_bytes(row) - mine.row_bytes(0)
+        full += (
+            layer.n_heads * (layer.seen - own.seen) * (store.token_bytes - 4)
+        )  # transformers' cache has no positions
+        kept += sum(store.lengths[row * layer.n_heads : (row + 1) * layer.n_heads])
+        seen += layer.n_heads * layer.seen
+    return Held(held.kept_bytes + grown, held.full_bytes + full, kept / seen, held.output_change)
+
+
+def _wait(model: PreTrainedModel) -> None:
+    """A GPU finishes what it was given, so that the next look at the clock is right."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
 
 
 def _seconds(read: _Read, asked: float, decoded: Decoded) -> Seconds:

@@ -35,7 +35,7 @@ def describe(
     sweep: Sweep, arms: Sequence[Arm], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """The manifest of a run that begins now; data files are added as they are read."""
-    return {
+    described = {
         "format": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "sweep": sweep.model_dump(mode="json"),
@@ -47,6 +47,13 @@ def describe(
         "tasks": {},
         "software": [software(model)],
     }
+    return {"run": run_digest(described), **described}
+
+
+def run_digest(manifest: dict[str, Any]) -> str:
+    """Digest of what a run must keep: sweep, arms, model and tokenizer."""
+    kept = json.dumps({part: manifest[part] for part in FIXED}, sort_keys=True)
+    return _sha(kept)
 
 
 def describe_model(source: str, model: PreTrainedModel) -> dict[str, Any]:
@@ -89,14 +96,24 @@ def device_name(model: PreTrainedModel) -> str:
 
 
 def write(folder: Path, manifest: dict[str, Any]) -> None:
-    """Replace the manifest of a run in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".manifest-")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1, allow_nan=False)
-        file.write("\n")
-    os.chmod(name, 0o644)
-    os.replace(name, folder / NAME)
+    """Replace the manifest of a run in one step.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    name = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".manifest-")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(manifest, file, indent=1, allow_nan=False)
+            file.write("\n")
+        os.chmod(name, 0o644)
+        os.replace(name, folder / NAME)
+    except OSError as error:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
+        raise InputError(f"cannot write '{folder / NAME}': {error.strerror or error}") from None
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -138,13 +155,11 @@ def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
             raise InputError(f"'{folder}' was begun with another {part}: resume with the same, or begin a new run")
 
 
-def check_data(manifest: dict[str, Any], used: dict[str, str], folder: Path) -> None:
+def check_data(manifest: dict[str, Any], used: dict[str, str]) -> None:
     """Raise InputError if a data file is not what it was when the run began; note the new ones."""
     for name, digest in used.items():
         if manifest["data"].setdefault(name, digest) != digest:
-            raise InputError(
-                f"data file {name} has changed since the run in '{folder}' began: bring it back, or begin a new run"
-            )
+            raise InputError(f"data file {name} has changed since the run began: bring it back, or begin a new run")
 
 
 def _version(name: str) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from kvpress.errors import InputError
 from kvpress_eval.sample import Sample
 
+#: templates that write today's date get this one, Llama 3's own default: a run must not depend on its day
+DATE = "26 Jul 2024"
 #: stands for the user's turn while a chat template is rendered; templates trim a turn, so it begins and ends in letters
 _TURN = "KVPRESSUSERTURN"
 
@@ -26,7 +29,8 @@ class Prompt:
     """Token ids of one prompt: `ids[:n_context]` is everything up to the end of the context, chat header included.
 
     n_cut: ids that truncation took out of the context. n_prefix: ids of the forced answer prefix, at the end.
-    evidence_left: share of the sample's evidence strings that survived truncation; None where it names none.
+    evidence_left: share of what the sample's answer needs that survived truncation; None where it names none.
+    flags: what is odd about it.
     """
 
     ids: tuple[int, ...]
@@ -34,6 +38,7 @@ class Prompt:
     n_prefix: int
     n_cut: int = 0
     evidence_left: float | None = None
+    flags: tuple[str, ...] = ()
 
     @property
     def sha(self) -> str:
@@ -79,16 +84,41 @@ def render(
     if n_cut:
         first, last = _kept_halves(n_context - n_head, n_cut)
         left, right = n_head + first, n_context - last
-        text = context[: max(spans[left][0] - len(head), 0)] + "\0" + context[spans[right][0] - len(head) :]
+        resumes = spans[right][0] - len(head) if right < n_context else len(context)
+        text = context[: max(spans[left][0] - len(head), 0)] + "\0" + context[resumes:]
         ids = ids[:left] + ids[right:]
-    left_over = [piece in text for piece in sample.evidence]
     return Prompt(
         ids=tuple(ids),
         n_context=n_context - n_cut,
         n_prefix=n_prefix,
         n_cut=n_cut,
-        evidence_left=sum(left_over) / len(left_over) if left_over else None,
+        evidence_left=_evidence_left(sample, text),
+        flags=tuple(_flags(tokenizer, ids, n_head, n_context - n_cut)),
     )
+
+
+def _evidence_left(sample: Sample, text: str) -> float | None:
+    if not sample.evidence:
+        return None
+    left = [piece in text for piece in sample.evidence]
+    return float(any(left)) if sample.any_evidence else sum(left) / len(left)
+
+
+def _flags(tokenizer: PreTrainedTokenizerBase, ids: list[int], n_head: int, n_context: int) -> Iterator[str]:
+    """ "no_bos": a plain text would begin with BOS, this prompt does not; "special_tokens_in_context": text that is read
+    as control tokens."""
+    bos = tokenizer.bos_token_id
+    if bos is not None and tokenizer("")["input_ids"][:1] == [bos] and ids[:1] != [bos]:
+        yield "no_bos"
+    if not set(tokenizer.all_special_ids).isdisjoint(ids[n_head:n_context]):
+        yield "special_tokens_in_context"
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The special token by which the chat template ends a turn; a model that was trained with it ends its answers so."""
+    after = _frame(tokenizer, True)[1]
+    first = tokenizer(after, add_special_tokens=False)["input_ids"][:1] if after else []
+    return frozenset(first) & frozenset(tokenizer.all_special_ids)
 
 
 def _kept_halves(n_tokens: int, n_cut: int) -> tuple[int, int]:
@@ -106,9 +136,13 @@ def _frame(tokenizer: PreTrainedTokenizerBase, chat: bool) -> tuple[str, str]:
 
 @lru_cache(maxsize=8)
 def _chat_frame(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, str]:
+    if "strftime_now" in template:
+        template = "{%- macro strftime_now(format) -%}" + DATE + "{%- endmacro -%}" + template
     rendered = str(
         tokenizer.apply_chat_template(
             [{"role": "user", "content": _TURN}],
+            chat_template=template,
+            date_string=DATE,
             tokenize=False,
             add_generation_prompt=True,
             enable_thinking=False,  # a thinking model would spend the answer's tokens on its thoughts

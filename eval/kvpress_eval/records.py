@@ -19,6 +19,8 @@ from kvpress.errors import InputError
 
 Mode = Literal["query_aware", "query_agnostic"]
 Stopped = Literal["eos", "length", "newline"]
+#: (task, length, sample, mode, arm)
+Key = tuple[str, int | None, str, str, str]
 #: name of the arm that keeps everything; it runs on every sample of every sweep
 FULL = "full"
 #: the full cache once more, through other kernels and another batch shape: what differs is the run's noise floor
@@ -41,6 +43,7 @@ class Seconds(BaseModel):
 class Record(BaseModel):
     """One answer under one arm, with its score and its cost.
 
+    run: digest of what the run was begun with (`manifest.run_digest`), so that records of two runs are never mixed.
     task, length, sample, mode, arm: together unique within a run. length is the requested one, None for sets with
         lengths of their own. arm: "full", "full_repeat" or "<contract>@<budget>".
     contract_id: of the whole contract, budget included. family, cluster, meta: see Task and Sample.
@@ -50,13 +53,15 @@ class Record(BaseModel):
     question: the last characters of what stands behind the context, for readers.
     n_new: generated tokens, the stopping one included. stopped: why generation ended.
     score: in [0, 1]; parts: partial scores such as one per depth. scorer: metric and version.
-    kept_bytes: measured bytes of the cache when the prompt has been read and cut; full_bytes: of the full cache then;
-        kept_share: kept tokens / prompt tokens, mean over heads. output_change: mean over layers of the relative change of
+    kept_bytes: measured bytes of the cache when the whole prompt has been read and the cut is done; in query-agnostic
+        mode question and answer prefix are in it, in full. full_bytes: of the full cache then; kept_share: kept tokens /
+        prompt tokens, mean over heads. output_change: mean over layers of the relative change of
         the newest query's attention output by the eviction, None where nothing was evicted.
     decode_rows: arms that were decoded in one batch with this one. flags: what is wrong or odd about this record.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    run: str
     task: str
     family: str
     length: int | None
@@ -91,13 +96,13 @@ class Record(BaseModel):
     seconds: Seconds
 
     @property
-    def key(self) -> tuple[str, int | None, str, str, str]:
+    def key(self) -> Key:
         """What makes a record unique within its run."""
         return self.task, self.length, self.sample, self.mode, self.arm
 
 
 class RecordFile:
-    """An append-only file of records, for one process at a time. Opening it cuts off a last line that was not finished.
+    """An append-only file of records, for one process at a time. Opening it cuts off a last line that is no whole record.
 
     Raises:
         InputError: another process writes to it.
@@ -112,7 +117,7 @@ class RecordFile:
         except OSError:
             os.close(self._file)
             raise InputError(f"another process writes to '{path}': wait for it, or stop it and resume") from None
-        _drop_unfinished_line(path)
+        _drop_broken_end(path)
 
     def append(self, records: Iterable[Record]) -> None:
         """Write records, each a line of its own, through to the disk.
@@ -144,23 +149,36 @@ class RecordFile:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Records of one file; an unfinished last line is left out.
+    """Records of one file; a last line that is no whole record, as a crash leaves it, is left out.
 
     Raises:
-        InputError: a finished line is no record, or the file is missing.
+        InputError: a line before the last one is no record, or the file is missing.
     """
     if not path.is_file():
         raise InputError(f"there are no records at '{path}'")
+    broken: InputError | None = None
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield Record.model_validate_json(line)
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, first["loc"])) or "line"
-                raise InputError(f"'{path}' line {number} is no record ({where}: {first['msg']})") from None
+            if broken is not None:
+                raise broken
+            record, why = _parse(line)
+            if record is not None:
+                yield record
+            else:
+                broken = InputError(
+                    f"'{path}' line {number} is no record ({why}): delete that line and resume, its sample is answered again"
+                )
+
+
+def _parse(line: bytes) -> tuple[Record | None, str]:
+    """The record in a line, or why there is none."""
+    if not line.endswith(b"\n"):
+        return None, "it has no end"
+    try:
+        return Record.model_validate_json(line), ""
+    except ValidationError as error:
+        first = error.errors()[0]
+        return None, f"{'.'.join(map(str, first['loc'])) or 'line'}: {first['msg']}"
 
 
 def read_run(folder: Path) -> list[Record]:
@@ -176,11 +194,10 @@ def read_run(folder: Path) -> list[Record]:
     return [found[key] for key in sorted(found, key=lambda key: json.dumps(key))]
 
 
-def _drop_unfinished_line(path: Path) -> None:
-    if not path.is_file():
-        return
+def _drop_broken_end(path: Path) -> None:
+    """Cut off a last line that is no whole record; what stands before it is whole, or a reader will say so."""
     content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
+    start = content.rfind(b"\n", 0, max(len(content) - 1, 0)) + 1
+    if content and _parse(content[start:])[0] is None:
         with path.open("r+b") as file:
-            file.truncate(end)
+            file.truncate(start)

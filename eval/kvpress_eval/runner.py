@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from kvpress_eval import manifest as manifests
 from kvpress_eval.arms import FULL_REPEAT_ARM, Arm, make_arms
 from kvpress_eval.data import Data
 from kvpress_eval.engine import Answer, Engine
-from kvpress_eval.records import Mode, Record, RecordFile, read_run
+from kvpress_eval.records import Key, Mode, Record, RecordFile, read_run
 from kvpress_eval.scorers import find_scorer
 from kvpress_eval.sweep import Sweep, TaskChoice, parse_sweep
 from kvpress_eval.tasks import Request, Task, find_tasks
 from kvpress_eval.units import WHOLE, Item, Shard, Unit, make_units, read_items
 
-#: called with (task, mode, items of this shard that are done, all of them) before the first unit and after each
+#: called with (task at its length, mode, items of this shard that are done, all of them) before each unit and at the end
 Progress = Callable[[str, Mode, int, int], None]
 
 #: of the question and the answer prefix that a record shows
@@ -36,7 +36,7 @@ class Runner:
     """A model, its sweep and the folder of its records; `run` does the work of one shard."""
 
     sweep: Sweep
-    folder: Path
+    folder: Path | None
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     arms: list[Arm]
@@ -52,6 +52,8 @@ class Runner:
         """
         if (folder / manifests.NAME).exists():
             raise InputError(f"'{folder}' holds a run already: `kvpress eval resume {folder}` goes on with it")
+        if any(folder.glob("records*.jsonl")):
+            raise InputError(f"'{folder}' holds records but no {manifests.NAME}: begin the run in an empty folder")
         runner = cls.open(sweep, folder, device)
         manifests.write(folder, runner.manifest)
         return runner
@@ -76,7 +78,7 @@ class Runner:
         return runner
 
     @classmethod
-    def open(cls, sweep: Sweep, folder: Path, device: str | None = None) -> Runner:
+    def open(cls, sweep: Sweep, folder: Path | None, device: str | None = None) -> Runner:
         """Load the model and check what can be checked before the first prompt; nothing is written."""
         arms = make_arms(sweep.contracts, sweep.budgets)
         _check_tasks(sweep)
@@ -95,8 +97,9 @@ class Runner:
                 What is recorded stays, and the run can be resumed.
         """
         n_new, engine = 0, self.engine()
+        assert self.folder is not None
         with RecordFile(self.folder / shard.file_name) as file:
-            done = {record.key for record in read_run(self.folder)}
+            done = self._done()
             for task, length, items in self.read_tasks():
                 repeated = {item.sample.id for item in items[: self.sweep.noise_floor]}
                 for mode in self.sweep.modes:
@@ -104,14 +107,31 @@ class Runner:
                     n_items, n_done = sum(len(unit.items) for unit in units), 0
                     for unit in units:
                         if progress is not None:
-                            progress(task.name, mode, n_done, n_items)
+                            progress(task_key(task.name, length), mode, n_done, n_items)
                         repeat = repeated if mode == self.sweep.modes[0] else set()
                         records = self.missing(engine, unit, repeat, done)
                         file.append(records)
                         n_new, n_done = n_new + len(records), n_done + len(unit.items)
                     if progress is not None:
-                        progress(task.name, mode, n_done, n_items)
+                        progress(task_key(task.name, length), mode, n_done, n_items)
         return n_new
+
+    def _done(self) -> dict[Key, str]:
+        """Keys of the records that are there, with the digest of their prompt.
+
+        Raises:
+            InputError: they are of another run.
+        """
+        assert self.folder is not None
+        found = {}
+        for record in read_run(self.folder):
+            if record.run != self.manifest["run"]:
+                raise InputError(
+                    f"'{self.folder}' holds records of run {record.run}, its manifest is of run {self.manifest['run']}: "
+                    f"take them apart"
+                )
+            found[record.key] = record.prompt_sha
+        return found
 
     def engine(self, arms: Sequence[Arm] | None = None) -> Engine:
         """What answers prompts under these arms, by default all of the sweep."""
@@ -133,29 +153,37 @@ class Runner:
                 length = choice.length if task.needs_length else None
                 request = Request(self.tokenizer, self.data, length, limit, self.sweep.seed, self.sweep.chat)
                 items = read_items(task, request, metric=choice.metric, limit=self.sweep.max_length, context=context)
-                self._note_task(task_key(task.name, length), {"n": len(items), "caveat": task.caveat})
+                facts = {"n": len(items), "official": task.official, "caveat": task.caveat}
+                self._note_task(task_key(task.name, length), facts)
                 yield task, length, items
 
     def _note_task(self, key: str, facts: dict[str, Any]) -> None:
         """Put a task's facts and the data files that it has read into the manifest."""
 
         def note(manifest: dict[str, Any]) -> None:
-            manifests.check_data(manifest, self.data.used, self.folder)
+            manifests.check_data(manifest, self.data.used)
             manifest["tasks"][key] = facts
 
-        if (self.folder / manifests.NAME).exists():  # a bench keeps nothing
+        if self.folder is not None:
             self.manifest = manifests.update(self.folder, note)
 
-    def missing(
-        self, engine: Engine, unit: Unit, repeated: Collection[str], done: Collection[tuple[Any, ...]]
-    ) -> list[Record]:
+    def missing(self, engine: Engine, unit: Unit, repeated: Collection[str], done: Mapping[Key, str]) -> list[Record]:
         """Records of a unit that are not there yet. All arms run even if one record is missing: an arm's arithmetic
-        depends, in the last bits, on the batch that it is decoded in."""
-        wanted = [[*engine.arms, *([FULL_REPEAT_ARM] if item.sample.id in repeated else [])] for item in unit.items]
-        missing = [
-            [arm for arm in arms if (unit.task.name, unit.length, item.sample.id, unit.mode, arm.name) not in done]
-            for item, arms in zip(unit.items, wanted, strict=True)
-        ]
+        depends, in the last bits, on the batch that it is decoded in.
+
+        Raises:
+            InputError: a sample was recorded with another prompt.
+        """
+        missing = []
+        for item in unit.items:
+            arms = [*engine.arms, *([FULL_REPEAT_ARM] if item.sample.id in repeated else [])]
+            keys = [(unit.task.name, unit.length, item.sample.id, unit.mode, arm.name) for arm in arms]
+            if any(done.get(key, item.prompt.sha) != item.prompt.sha for key in keys):
+                raise InputError(
+                    f"sample '{item.sample.id}' of '{unit.task.name}' is recorded with another prompt than it has now: the "
+                    f"task or the chat template has changed, begin a new run"
+                )
+            missing.append([arm for arm, key in zip(arms, keys, strict=True) if key not in done])
         answers: list[dict[str, Answer]] = [{} for _ in unit.items]
         if any(arm is not FULL_REPEAT_ARM for arms in missing for arm in arms):
             prompts, samples = [item.prompt for item in unit.items], [item.sample for item in unit.items]
@@ -165,7 +193,7 @@ class Runner:
             if FULL_REPEAT_ARM in arms:
                 ones[FULL_REPEAT_ARM.name] = engine.repeat_full(item.prompt, item.sample)
         return [
-            make_record(unit, item, arm, ones[arm.name])
+            make_record(self.manifest["run"], unit, item, arm, ones[arm.name])
             for item, arms, ones in zip(unit.items, missing, answers, strict=True)
             for arm in arms
         ]
@@ -201,12 +229,13 @@ def task_key(name: str, length: int | None) -> str:
     return name if length is None else f"{name}@{length}"
 
 
-def make_record(unit: Unit, item: Item, arm: Arm, answer: Answer) -> Record:
+def make_record(run: str, unit: Unit, item: Item, arm: Arm, answer: Answer) -> Record:
     """Score an answer and put down everything that is known about it."""
     sample, prompt = item.sample, item.prompt
     scorer = find_scorer(sample.metric)
     score = scorer(answer.text, sample)
     return Record(
+        run=run,
         task=unit.task.name,
         family=unit.task.family,
         length=unit.length,
@@ -244,6 +273,7 @@ def make_record(unit: Unit, item: Item, arm: Arm, answer: Answer) -> Record:
 
 def flags_of(item: Item, answer: Answer) -> Iterator[str]:
     """What a reader of the score should know about this record."""
+    yield from item.prompt.flags
     if item.prompt.n_cut:
         yield "truncated"
     if item.prompt.evidence_left is not None and item.prompt.evidence_left < 1:

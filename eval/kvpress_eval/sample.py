@@ -27,7 +27,7 @@ class Sample:
     all_classes: the labels of a classification set.
     reference: what a right answer looks like as a text, where joining the answers does not say it.
     evidence: substrings of the context that the answer needs, one per fact (needles, gold paragraphs); empty if the
-        benchmark does not say. meta: what reports group by, for example {"depth": 40, "length": 4096}.
+        benchmark does not say. any_evidence: any one of them is enough. meta: what reports group by, for example {"depth": 40, "length": 4096}.
     """
 
     id: str
@@ -44,6 +44,7 @@ class Sample:
     all_classes: tuple[str, ...] = ()
     reference: str = ""
     evidence: tuple[str, ...] = ()
+    any_evidence: bool = False
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from kvpress.errors import InputError
 from kvpress_eval.records import Mode
+from kvpress_eval.tasks import find_tasks
 
 #: a sweep file is a page of text; anything larger is a mistake or an attack
 MAX_BYTES = 256 * 1024
 
 
 class _Fields(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TaskChoice(_Fields):
@@ -54,7 +56,7 @@ class Sweep(_Fields):
     budgets: tuple[str | float | int, ...] = ()
     modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = ("query_aware",)
     limit: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=42, ge=0, lt=2**63)
     max_length: int | None = Field(default=None, ge=64)
     chat: bool | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -64,6 +66,13 @@ class Sweep(_Fields):
     batch_arms: bool = True
     margins: Margins = Margins()
     data: tuple[str, ...] = ()
+
+    @field_validator("modes")
+    @classmethod
+    def _each_once(cls, modes: tuple[Mode, ...]) -> tuple[Mode, ...]:
+        if len(set(modes)) < len(modes):
+            raise ValueError("a mode is given twice")
+        return modes
 
 
 def sweeps_folder() -> Path:
@@ -75,10 +84,11 @@ def sweeps_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "configs" / "sweeps"
 
 
-def load_sweep(source: str | Path, *, length: int | None = None, **changes: Any) -> Sweep:
+def load_sweep(source: str | Path, *, length: int | None = None, limit: int | None = None, **changes: Any) -> Sweep:
     """A sweep from a YAML file or the name of one that comes with the package.
 
-    length: replaces that of every task that has one. changes: replace fields; None changes nothing.
+    length: of every task that is generated to one. limit: samples of every task, whatever the file says.
+    changes: replace fields; None changes nothing. Relative folders in `data` begin at the working directory.
 
     Raises:
         InputError: the file is missing, too large, no YAML, or a field is wrong.
@@ -95,18 +105,24 @@ def load_sweep(source: str | Path, *, length: int | None = None, **changes: Any)
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"sweep file '{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a date that is none is a ValueError
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise InputError(f"sweep file '{path}' is no valid YAML{where}") from None
     if not isinstance(fields, dict):
         raise InputError(f"sweep file '{path}' holds no mapping of fields")
-    fields = {"name": path.stem, **fields, **{key: value for key, value in changes.items() if value is not None}}
+    name = re.sub(r"[^\w.-]+", "-", path.stem)
+    fields = {"name": name, **fields, **{key: value for key, value in changes.items() if value is not None}}
     sweep = parse_sweep(fields, f"sweep '{path}'")
-    if length is None:
-        return sweep
-    tasks = tuple(task.model_copy(update={"length": length}) if task.length else task for task in sweep.tasks)
-    return sweep.model_copy(update={"tasks": tasks})
+    data = tuple(str(Path(place).expanduser().resolve()) for place in sweep.data)
+    tasks = tuple(_changed(task, length, limit) for task in sweep.tasks)
+    return sweep.model_copy(update={"data": data, "tasks": tasks, "limit": limit or sweep.limit})
+
+
+def _changed(task: TaskChoice, length: int | None, limit: int | None) -> TaskChoice:
+    if length is not None and any(found.needs_length for found in find_tasks(task.task)):
+        task = task.model_copy(update={"length": length})
+    return task if limit is None else task.model_copy(update={"limit": None})
 
 
 def parse_sweep(fields: dict[str, Any], where: str) -> Sweep:
@@ -115,6 +131,9 @@ def parse_sweep(fields: dict[str, Any], where: str) -> Sweep:
     Raises:
         InputError: a field is missing, unknown or wrong.
     """
+    odd = next((key for key in fields if not isinstance(key, str)), None)
+    if odd is not None:
+        raise InputError(f"{where}: field {odd!r} is no name (YAML reads on, off, yes and no as booleans)")
     try:
         return Sweep(**fields)
     except ValidationError as error:

@@ -9,6 +9,7 @@ from kvpress.errors import InputError
 from kvpress_eval.prompt import Prompt, render
 from kvpress_eval.records import Mode
 from kvpress_eval.sample import Sample
+from kvpress_eval.scorers import find_scorer
 from kvpress_eval.tasks import Request, Task
 
 
@@ -46,6 +47,7 @@ def read_items(
     for sample in task.samples(request):
         if metric is not None:
             sample = replace(sample, metric=metric)
+            _check_metric(task, sample)
         if sample.id in ids:
             raise InputError(f"task '{task.name}' has sample '{sample.id}' twice")
         ids.add(sample.id)
@@ -57,7 +59,7 @@ def read_items(
             chat=request.chat,
             max_tokens=room - sample.max_new_tokens if truncate and room is not None else None,
         )
-        needed = len(prompt.ids) + sample.max_new_tokens
+        needed = len(prompt.ids) + sample.max_new_tokens - 1  # the last token is never read
         if context is not None and needed > context:
             raise InputError(
                 f"task '{task.name}' sample '{sample.id}' needs {needed:,} tokens with its answer, but the model's context is "
@@ -67,6 +69,16 @@ def read_items(
     if not items:
         raise InputError(f"task '{task.name}' has no samples")
     return items
+
+
+def _check_metric(task: Task, sample: Sample) -> None:
+    """Raise InputError for a metric that reads what this task's samples do not have."""
+    try:
+        find_scorer(sample.metric)("", sample)
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(
+            f"metric '{sample.metric}' cannot score task '{task.name}': its samples lack {error}"
+        ) from None
 
 
 def make_units(task: Task, length: int | None, mode: Mode, items: Sequence[Item], share: bool) -> list[Unit]:

@@ -122,7 +122,10 @@ def run_workers(folder: Path, sweep: Sweep | None, devices: Sequence[str | None]
 
 def _begin(folder: Path, sweep: Sweep) -> list[str]:
     """Arguments that begin a run with this very sweep, which may differ from any file by its options."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sweep.yaml"
-    path.write_text(yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write '{path}': {error.strerror}") from None
     return ["run", str(path), "--out", str(folder)]

@@ -61,6 +61,10 @@ class PackedStore:
         """Bytes of one stored token in one head, position included."""
         return sum(t.shape[1:].numel() * t.element_size() for t in (self.keys, self.values, self.positions))
 
+    def row_bytes(self, row: int) -> int:
+        """Bytes of the tokens of one row, slack left out."""
+        return sum(self.lengths[row * self.n_heads : (row + 1) * self.n_heads]) * self.token_bytes
+
     @property
     def index_bytes(self) -> int:
         """Of `nbytes`, what says where tokens are: positions."""

@@ -73,6 +73,11 @@ class PagedStore:
         """Bytes of pages and tables; a page that rows share counts once, free pages belong to the pool."""
         return self.table.page_bytes + self._table_bytes
 
+    def row_bytes(self, row: int) -> int:
+        """Bytes of the pages of one row, shared ones included."""
+        pages = self.table.n_pages[row * self.n_heads : (row + 1) * self.n_heads]
+        return int(pages.sum()) * self.table.pool.layout.nbytes
+
     @property
     def index_bytes(self) -> int:
         """Of `nbytes`, what says where tokens are: positions and the page table."""

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvpress.errors import InputError
-from kvpress_eval.prompt import render
+from kvpress_eval.prompt import end_of_turn, render
 from kvpress_eval.sample import Sample
 
 LLAMA_LIKE = (
@@ -132,6 +132,42 @@ def test_a_token_over_the_border_belongs_to_the_question(merging):
         assert (sample().lead + sample().context).startswith(merging.decode(list(prompt.ids[: prompt.n_context])))
     whole = merging.decode(list(prompts[0].ids))
     assert whole == sample().text + sample().answer_prefix
+
+
+def test_alternative_evidence_is_there_as_long_as_one_of_it_is(chat):
+    room = len(render(chat, sample()).ids) - 20
+    some = sample(evidence=("alpha", "delta"), any_evidence=True)
+    assert render(chat, some, max_tokens=room).evidence_left == 1
+    assert render(chat, sample(evidence=("delta",), any_evidence=True), max_tokens=room).evidence_left == 0
+
+
+def test_a_prompt_does_not_depend_on_the_day():
+    dated = byte_tokenizer(
+        "{{ bos_token }}{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }} {{ date_string }}>"
+    )
+    assert text(dated, render(dated, sample()).ids).startswith("<s>26 Jul 2024 Read this.")
+
+
+def test_missing_bos_and_control_tokens_in_the_context_are_flagged(chat):
+    assert render(chat, sample()).flags == ()
+    bare = byte_tokenizer("{% for m in messages %}user: {{ m['content'] }}{% endfor %}")
+    assert render(bare, sample()).flags == ("no_bos",)
+    assert render(bare, sample(chat=False)).flags == ()
+    assert render(chat, sample(context="a <s> b </s> c")).flags == ("special_tokens_in_context",)
+
+
+def test_the_end_of_a_turn_is_a_stop():
+    turns = byte_tokenizer("{{ bos_token }}{% for m in messages %}user: {{ m['content'] }}</s>{% endfor %}assistant: ")
+    assert end_of_turn(turns) == {turns.eos_token_id}
+    assert end_of_turn(byte_tokenizer()) == frozenset()
+    assert end_of_turn(byte_tokenizer(None)) == frozenset()
+
+
+def test_nothing_behind_the_context(chat):
+    ending = sample(question="", answer_prefix="", chat=False)
+    whole = render(chat, ending)
+    for n_cut in (1, 2, 40, 44, 45):
+        assert len(render(chat, ending, max_tokens=len(whole.ids) - n_cut).ids) == len(whole.ids) - n_cut
 
 
 def test_prompts_of_one_context_share_its_digest(chat):

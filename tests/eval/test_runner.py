@@ -6,16 +6,21 @@ import random
 
 import pytest
 import torch
+from conftest import byte_tokenizer
 from eval_support import toy_sweep
 
 import kvpress
+from kvpress.cache import CompressedCache
 from kvpress.errors import ContractError, InputError
+from kvpress_eval.arms import Arm
+from kvpress_eval.bench import measure
 from kvpress_eval.data import Data
+from kvpress_eval.progress import Count
 from kvpress_eval.prompt import render
 from kvpress_eval.records import RecordFile, read_run
 from kvpress_eval.runner import Runner
 from kvpress_eval.tasks import TASKS, Request
-from kvpress_eval.units import Shard
+from kvpress_eval.units import Shard, read_items
 
 SMALL = [
     {**kvpress.Contract.load(name).model_dump(mode="json"), "name": name, "protection": {"kind": "standard", "sinks": 2, "recent": 4}}
@@ -78,9 +83,12 @@ def test_records_say_what_it_cost(unbroken):
         if record.arm.startswith("full"):
             assert record.kept_share == 1
         else:
-            assert record.kept_share == pytest.approx(0.4, abs=0.02)
-            # keys and values of half the heads in float32, and 4 bytes of position for each token and head
-            assert record.kept_bytes == pytest.approx(0.4 * record.full_bytes * (1 + 4 / (2 * 8 * 4)), rel=0.05)
+            # what is behind the context is stored in full where the cut does not know it
+            n_cut = record.n_prompt if record.mode == "query_aware" else record.n_context
+            share = (int(0.4 * n_cut) + record.n_prompt - n_cut) / record.n_prompt
+            assert record.kept_share == pytest.approx(share, abs=1e-6)
+            # keys and values of 2 x 8 float32, and 4 bytes of position for each token and head
+            assert record.kept_bytes == pytest.approx(share * record.full_bytes * (1 + 4 / (2 * 8 * 4)), rel=1e-6)
         assert record.decode_rows == (1 if record.arm == "full_repeat" else 1 + len(SMALL))
         assert record.n_context < record.n_prompt
 
@@ -90,7 +98,7 @@ def test_query_agnostic_reads_each_context_once(model_folder, tmp_path, monkeypa
 
     reads = []
     real = Engine._read
-    monkeypatch.setattr(Engine, "_read", lambda self, ids, reference: reads.append(ids) or real(self, ids, reference))
+    monkeypatch.setattr(Engine, "_read", lambda self, ids, *rest: reads.append(ids) or real(self, ids, *rest))
     sweep = toy_sweep(model_folder, contracts=SMALL[:2], modes=["query_agnostic"], noise_floor=0)
     Runner.begin(sweep, tmp_path / "run").run()
     assert len(reads) == 6
@@ -197,6 +205,83 @@ def test_a_broken_line_inside_is_named(unbroken, tmp_path):
         read_run(tmp_path)
 
 
+def test_a_last_line_of_rubbish_costs_one_record(unbroken, tmp_path):
+    _, folder, records = unbroken
+    lines = (folder / "records.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "records.jsonl").write_bytes(b"".join(lines[:-1]) + b"\0" * 40 + b"\n")
+    assert len(read_run(tmp_path)) == len(records) - 1
+    with RecordFile(tmp_path / "records.jsonl"):
+        pass
+    assert (tmp_path / "records.jsonl").read_bytes() == b"".join(lines[:-1])
+
+
+def test_a_run_whose_prompts_have_changed_is_not_resumed(unbroken, tmp_path, monkeypatch):
+    _, folder, _ = unbroken
+    lines = (folder / "records.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "records.jsonl").write_bytes(b"".join(lines[:3]))
+    (tmp_path / "manifest.json").write_bytes((folder / "manifest.json").read_bytes())
+    monkeypatch.setitem(TASKS["toy/one"].changes, "question", "\nAnd now for something else?")
+    with pytest.raises(InputError, match="another prompt"):
+        Runner.resume(tmp_path).run()
+
+
+def test_records_of_another_run_are_not_gone_on_with(unbroken, model_folder, tmp_path):
+    sweep, folder, _ = unbroken
+    (tmp_path / "records.jsonl").write_bytes((folder / "records.jsonl").read_bytes())
+    with pytest.raises(InputError, match="empty folder"):
+        Runner.begin(sweep, tmp_path)
+    (tmp_path / "records.jsonl").unlink()
+    Runner.begin(sweep.model_copy(update={"seed": 1}), tmp_path)
+    (tmp_path / "records.jsonl").write_bytes((folder / "records.jsonl").read_bytes())
+    with pytest.raises(InputError, match="take them apart"):
+        Runner.resume(tmp_path).run()
+
+
+def test_a_bench_leaves_nothing_behind(model_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "manifest.json").write_text("not ours")
+    figures = measure(Runner.open(toy_sweep(model_folder, contracts=SMALL[:2], limit=2), None))
+    assert (figures["samples"], figures["contracts"]) == (2, 2)
+    assert figures["evaluation_seconds"] > 0
+    assert figures["per_extra_contract"] is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    assert (tmp_path / "manifest.json").read_text() == "not ours"
+
+
+def test_progress_counts_lengths_apart_and_guesses_the_rest(model_folder):
+    count = Count(toy_sweep(model_folder, modes=["query_aware", "query_agnostic"]))
+    for done in (0, 5):
+        count.note("toy/one@64", "query_aware", done, 5)
+    assert (count.done, count.total) == (5, 10)
+    count.note("toy/one@128", "query_aware", 2, 5)
+    assert (count.done, count.total) == (7, 10)
+
+
+def test_random_draws_other_positions_for_every_sample(model_folder, tmp_path, monkeypatch):
+    seeds = []
+    real = CompressedCache.__init__
+
+    def init(self, model, contract, **rest):
+        seeds.append(contract)
+        real(self, model, contract, **rest)
+
+    monkeypatch.setattr(CompressedCache, "__init__", init)
+    chance = kvpress.Contract.load("random").swap(protection={"kind": "none"}).model_dump(mode="json")
+    chance = {**chance, "name": "chance"}
+    sweep = toy_sweep(model_folder, contracts=[chance], limit=3, noise_floor=0)
+    Runner.begin(sweep, tmp_path / "run").run()
+    drawn = [c.ranking.seed for c in seeds if getattr(c, "ranking", None) and c.ranking.kind == "random"]
+    assert len(set(drawn)) == 3
+    assert len({r.contract_id for r in read_run(tmp_path / "run") if r.arm == "chance@40%"}) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(unbroken, tmp_path):
+    sweep, _, _ = unbroken
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        Runner.begin(sweep, tmp_path / "file")
+
+
 def test_two_processes_cannot_write_one_file(tmp_path):
     with RecordFile(tmp_path / "records.jsonl"), pytest.raises(InputError, match="another process"):
         RecordFile(tmp_path / "records.jsonl")
@@ -226,9 +311,25 @@ def test_a_run_is_not_begun_twice_nor_resumed_with_another_model(unbroken, tmp_p
 
 
 def test_a_contract_that_cannot_be_met_stops_with_what_is_recorded(model_folder, tmp_path):
-    sweep = toy_sweep(model_folder, contracts=["snapkv"], budgets=["5%"])
-    with pytest.raises(ContractError):
-        Runner.begin(sweep, tmp_path / "run").run()
+    sweep = toy_sweep(model_folder, tasks=[{"task": "toy/two"}, {"task": "toy/one"}], contracts=SMALL[:1], limit=2)
+    folder = tmp_path / "run"
+    runner = Runner.begin(sweep, folder)
+    tight = kvpress.Contract.load("snapkv", 0.05)
+    real = runner.read_tasks
+
+    def read_tasks():
+        for found in real():
+            if found[0].name == "toy/one":
+                runner.arms[1:] = []
+                engines[0].arms.append(Arm("tight", tight))
+            yield found
+
+    engines = [runner.engine()]
+    runner.read_tasks, runner.engine = read_tasks, lambda: engines[0]
+    with pytest.raises(ContractError, match="budget"):
+        runner.run()
+    assert {record.task for record in read_run(folder)} == {"toy/two"}
+    assert len(read_run(folder)) == 2 * 2 + 1
 
 
 def test_a_prompt_beyond_the_context_stops_the_run(model_folder, tmp_path, monkeypatch):
@@ -237,6 +338,15 @@ def test_a_prompt_beyond_the_context_stops_the_run(model_folder, tmp_path, monke
     monkeypatch.setitem(TASKS["toy/one"].changes, "max_new_tokens", 500)
     with pytest.raises(InputError, match="context is 512"):
         Runner.begin(sweep, tmp_path / "run").run()
+    # the last token of an answer is never read, so it needs no room
+    n_prompt = len(
+        render(byte_tokenizer(), next(TASKS["toy/one"].samples(Request(byte_tokenizer(), Data(), limit=1)))).ids
+    )
+    monkeypatch.setitem(TASKS["toy/one"].changes, "max_new_tokens", 513 - n_prompt)
+    request = Request(byte_tokenizer(), Data(), limit=1)
+    assert read_items(TASKS["toy/one"], request, context=512)
+    with pytest.raises(InputError, match="context is 511"):
+        read_items(TASKS["toy/one"], request, context=511)
 
 
 def test_a_metric_by_name_replaces_the_benchmarks_own(model_folder, tmp_path):
@@ -244,6 +354,11 @@ def test_a_metric_by_name_replaces_the_benchmarks_own(model_folder, tmp_path):
     Runner.begin(sweep, tmp_path / "run").run()
     record = read_run(tmp_path / "run")[0]
     assert (record.metric, record.scorer.split()[0]) == ("code_sim-indel", "code_sim-indel")
+    for metric in ("needle_parallel", "needle_keyword_v1"):
+        unfit = toy_sweep(model_folder, tasks=[{"task": "toy/two", "metric": metric}], contracts=[])
+        TASKS["toy/two"].changes["evidence"] = ()
+        with pytest.raises(InputError, match=f"'{metric}' cannot score"):
+            Runner.begin(unfit, tmp_path / metric).run()
     wrong = toy_sweep(model_folder, tasks=[{"task": "toy/one", "metric": "rouge"}])
     with pytest.raises(InputError, match="unknown metric 'rouge'"):
         Runner.begin(wrong, tmp_path / "other")

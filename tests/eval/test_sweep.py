@@ -1,5 +1,7 @@
 """Sweep files: what they say, and the one sentence for everything that is wrong in them."""
 
+from pathlib import Path
+
 import pytest
 
 from kvpress.errors import ContractError, InputError
@@ -16,10 +18,24 @@ def write(folder, text):
 
 
 def test_names_and_options(tmp_path):
-    path = write(tmp_path, "model: m\ntasks: [{task: ruler-2026, length: 2048}, {task: longbench/qasper}]\n")
+    path = write(tmp_path, "model: m\nlimit: 9\ntasks: [{task: ruler-2026, limit: 7}, {task: longbench/qasper}]\n")
     sweep = load_sweep(path, limit=3, model=None, length=4096)
     assert (sweep.name, sweep.model, sweep.limit) == ("mine", "m", 3)
     assert [task.length for task in sweep.tasks] == [4096, None]
+    assert [task.limit for task in sweep.tasks] == [None, None]
+    assert [task.limit for task in load_sweep(path).tasks] == [7, None]
+
+
+def test_folders_of_data_do_not_depend_on_where_a_run_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, "model: m\ntasks: [{task: longbench/qasper}]\ndata: [here, ~/there]\n")
+    assert load_sweep(path).data == (str(tmp_path / "here"), str((Path.home() / "there").resolve()))
+
+
+def test_a_file_name_with_a_space_names_a_sweep(tmp_path):
+    path = tmp_path / "my sweep.yaml"
+    path.write_text("model: m\ntasks: [{task: longbench/qasper}]\n")
+    assert load_sweep(path).name == "my-sweep"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in sweeps_folder().glob("*.yaml")))
@@ -40,6 +56,10 @@ def test_the_sweeps_that_come_with_the_package_are_whole(name):
         ("- a\n- b\n", "holds no mapping"),
         ("model: [\n", "no valid YAML at line"),
         ("model: !!python/object/apply:os.system [true]\n", "no valid YAML"),
+        ("model: m\ntasks: [{task: a}]\non: 1\n", "field True is no name"),
+        ("model: m\ntasks: [{task: a}]\nname: 2024-13-45\n", "no valid YAML"),
+        ("model: m\ntasks: [{task: a}]\nseed: " + "9" * 5000 + "\n", "no valid YAML"),
+        ("model: m\ntasks: [{task: a}]\nmodes: [query_aware, query_aware]\n", "field 'modes'"),
         ("model: m\nname: ../x\ntasks: [{task: a}]\n", "field 'name'"),
     ],
 )

@@ -53,10 +53,10 @@ def run(
     from kvpress_eval.sweep import load_sweep
 
     folder = out_folder or Path("runs") / f"{Path(sweep).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    changes: dict[str, Any] = {"model": model, "limit": limit, "seed": seed}
+    changes: dict[str, Any] = {"model": model, "seed": seed}
     if data:
-        changes["data"] = [str(place.expanduser().resolve()) for place in data]
-    chosen = load_sweep(sweep, length=length, **changes)
+        changes["data"] = [str(place) for place in data]
+    chosen = load_sweep(sweep, length=length, limit=limit, **changes)
     _work(folder, chosen, shard, device, workers, json_progress)
 
 
@@ -87,7 +87,7 @@ def bench(
     from kvpress_eval.runner import Runner
     from kvpress_eval.sweep import load_sweep
 
-    figures = measure(Runner.open(load_sweep(sweep, model=model, limit=limit), Path(), device))
+    figures = measure(Runner.open(load_sweep(sweep, model=model, limit=limit), None, device))
     if json_:
         print_json(figures)
         return
@@ -140,8 +140,8 @@ def _work(folder: Path, sweep: Any, shard: str, device: str | None, workers: int
 
 def _limit_threads() -> None:
     """Workers on one CPU share its cores instead of each taking all of them."""
-    share = os.environ.get("KVPRESS_THREADS")
-    if share:
+    share = os.environ.get("KVPRESS_THREADS", "")
+    if share.isdecimal() and int(share) > 0:
         import torch
 
         torch.set_num_threads(int(share))

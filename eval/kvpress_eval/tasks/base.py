@@ -48,6 +48,7 @@ class Request:
 class Task(ABC):
     """Base of all tasks.
 
+    official: samples of the published set, None where it has no fixed number.
     name: unique, "family/task". family: the rows that a report puts together, and that it averages to one macro score.
     in_macro: False for tasks at the floor or ceiling, which a report shows apart. needs_length: whether
     `Request.length` must be given. description: one line for `kvpress eval list`. caveat: printed with every score.
@@ -58,6 +59,7 @@ class Task(ABC):
     description: str = ""
     caveat: str = ""
     in_macro: bool = True
+    official: int | None = None
     needs_length: bool = False
 
     @abstractmethod

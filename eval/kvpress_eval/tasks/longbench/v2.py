@@ -45,7 +45,7 @@ class Item(BaseModel):
 
 
 class LongBenchV2(Task):
-    name, family = "longbench-v2", "longbench-v2"
+    name, family, official = "longbench-v2", "longbench-v2", 503
     description = "503 multiple-choice questions on very long documents, multiple_choice"
     caveat = (
         "decoded greedily, the official runs sample at temperature 0.1; an answer without the asked-for sentence counts "

@@ -34,6 +34,7 @@ def ask(chain: Chain, kind: str, *, between: str, repeat: int) -> Sample:
         question=question,
         answer_prefix="",
         answers=(answers.get(kind, chain.eldest),),
+        reference=f"\\boxed{{{answers.get(kind, chain.eldest)}}}",
         metric="boxed",
         max_new_tokens=PROTOCOL["max_new_tokens"]["atc"],
         evidence=chain.facts,

@@ -181,6 +181,7 @@ class MultiReasoning(RecipeTask):
             {"youngest": chain.youngest},
             id=f"repeat-{repeat}-depth-{depth}-facts-{n_facts}",
             answers=(chain.eldest,),
+            reference=f"\\boxed{{{chain.eldest}}}",
             metric="boxed",
             evidence=chain.facts,
             meta={"depth": depth, "facts": n_facts, "repeat": repeat},

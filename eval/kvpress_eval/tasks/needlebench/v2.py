@@ -228,6 +228,7 @@ class MultiReasoning(V2Task):
             id=f"repeat-{repeat}-depth-{depth}-facts-{n_facts}",
             cluster=f"repeat-{repeat}",
             answers=(chain.eldest,),
+            reference=f"\\boxed{{{chain.eldest}}}",
             evidence=chain.facts,
             meta={"depth": depth, "facts": n_facts, "length": sources.length, "repeat": repeat, "haystack_tokens": n},
         )

@@ -43,6 +43,11 @@ class QuestionAnswering(RulerTask):
     def increment(self, length: int) -> int:
         return 10
 
+    def cluster(self, question: Question) -> str:
+        """Its article; its paragraph in the official order of SQuAD, where hundreds of questions are of one article."""
+        paragraph = self.task == "qa_1" and self.variant.fixed_orders
+        return f"{question.cluster}/{question.gold[0]}" if paragraph else question.cluster
+
     def drafts(self, request: Request) -> tuple[int, Callable[[int], Draft]]:
         if self.task == "qa_1":
             corpus = squad(source(request.data, "ruler/squad.json"))
@@ -148,7 +153,7 @@ class _Drawn:
         evidence = tuple(self.documents[number] for number in question.gold)
         return Sample(
             id=str(self.index),
-            cluster=question.cluster,
+            cluster=task.cluster(question),
             lead=before,
             context=context,
             question=behind,

@@ -58,6 +58,7 @@ class StandinTask(Task):
                 chat=self.like.chat,
                 all_classes=row.all_classes or (),
                 evidence=self.evidence(row),
+                any_evidence=True,
                 meta={"length": row.length, "language": row.language},
             )
 
