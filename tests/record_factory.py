@@ -17,6 +17,7 @@ import numpy as np
 from kvpress_eval.records import FULL, FULL_REPEAT, Record, RecordFile, Seconds
 
 FULL_BYTES = 25_165_824
+RUN = "5a1f0c3e9b7d2468"
 
 
 def record(task: str = "made/one", sample: str = "0", arm: str = FULL, score: float = 1.0, **changes: Any) -> Record:
@@ -24,6 +25,7 @@ def record(task: str = "made/one", sample: str = "0", arm: str = FULL, score: fl
     budget = arm.partition("@")[2] or None
     kept = 1.0 if budget is None else 0.25
     values: dict[str, Any] = {
+        "run": RUN,
         "task": task,
         "family": task.partition("/")[0],
         "length": 2048,
@@ -63,6 +65,12 @@ def record(task: str = "made/one", sample: str = "0", arm: str = FULL, score: fl
 def scores(task: str, arm: str, values: list[float], **changes: Any) -> list[Record]:
     """Records of one task and arm, samples 0, 1, ... with these scores."""
     return [record(task, str(index), arm, value, **changes) for index, value in enumerate(values)]
+
+
+def small_run() -> list[Record]:
+    """Two tasks of five items: the arm loses two of five in one, and all of the other."""
+    full = scores("made/one", FULL, [1, 1, 1, 1, 0]) + scores("made/two", FULL, [1, 1, 1, 1, 1])
+    return full + scores("made/one", "snapkv@25%", [1, 1, 0, 0, 0]) + scores("made/two", "snapkv@25%", [0] * 5)
 
 
 #: task: (rate at which the full cache solves it, how much harder eviction hits it)
@@ -176,6 +184,7 @@ def _answer(
 
 MANIFEST: dict[str, Any] = {
     "format": 1,
+    "run": RUN,
     "created": "2026-11-22T10:00:00+00:00",
     "sweep": {
         "name": "synthetic",

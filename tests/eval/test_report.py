@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from record_factory import HOSTILE, MANIFEST, NEEDLES, record, scores, synthetic_run, write_run
+from record_factory import HOSTILE, MANIFEST, NEEDLES, record, scores, small_run, synthetic_run, write_run
 from rich.console import Console
 from typer import Typer
 from typer.testing import CliRunner
@@ -31,12 +31,6 @@ def run():
 @pytest.fixture(scope="module")
 def summary(run):
     return summarize(run, MANIFEST)
-
-
-def small_run():
-    """Two tasks of five items: the arm loses two of five in one, and all of the other."""
-    full = scores("made/one", FULL, [1, 1, 1, 1, 0]) + scores("made/two", FULL, [1, 1, 1, 1, 1])
-    return full + scores("made/one", ARM, [1, 1, 0, 0, 0]) + scores("made/two", ARM, [0] * 5)
 
 
 def test_a_row_by_hand():
@@ -127,7 +121,7 @@ def test_the_repeat_of_the_full_cache_is_noise_and_no_arm():
     (floor,) = found.noise
     assert (floor.n, floor.flips, floor.changed, floor.other_text) == (6, 1, 1, 6)
     assert floor.mean_abs == pytest.approx(100 / 6)
-    assert next(row for row in found.rows if row.arm == ARM).within_noise  # +16.7 is no more than the noise
+    assert next(row for row in found.rows if row.arm == ARM).within_noise is None  # six repeats tell nothing
 
 
 def test_a_run_without_the_full_cache_is_refused():
@@ -135,25 +129,6 @@ def test_a_run_without_the_full_cache_is_refused():
         summarize([record(arm=ARM)], {})
     with pytest.raises(InputError, match="no records yet"):
         summarize([], {})
-
-
-def test_what_is_wrong_is_counted():
-    records = [record(n_cut=5, evidence_left=0.5, flags=("truncated", "stopped_by_length", "odd"))]
-    told = {problem.sentence: problem.count for problem in summarize(records, {}).problems}
-    assert told == {
-        "records lost tokens to middle truncation": 1,
-        "records lost evidence before the model saw it, so no cache could have answered": 1,
-        "answers were stopped by the length limit of their benchmark": 1,
-        'records carry the flag "odd"': 1,
-    }
-
-
-def test_margins_come_from_the_manifest():
-    arm = [0.99 + 0.001 * (index % 5) for index in range(20)]
-    records = scores("made/one", FULL, [1.0] * 20) + scores("made/one", ARM, arm)
-    strict = {"margins": {"task": 0.001, "macro": 0.001}}
-    assert next(row for row in summarize(records, {}).rows if row.arm == ARM).verdict == "no loss"
-    assert next(row for row in summarize(records, strict).rows if row.arm == ARM).verdict == "loss"
 
 
 def test_depths_by_hand():

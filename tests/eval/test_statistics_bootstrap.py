@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvpress_eval.statistics.bootstrap import Bootstrap
-from kvpress_eval.statistics.bounded import bounded_interval
+from kvpress_eval.statistics.bounded import Bounded
 from kvpress_eval.statistics.distributions import student_quantile
 from kvpress_eval.statistics.interval import Estimate
 from kvpress_eval.statistics.permutation import sign_flip
@@ -94,7 +94,7 @@ def test_a_bootstrap_without_variance_is_refused():
 
 @pytest.mark.parametrize("n", [5, 10, 60])
 def test_nothing_changed_is_clopper_and_pearsons_bound(n):
-    low, high = bounded_interval([rows([0.0] * n)], (-1.0, 1.0), 0.90, rng())
+    low, high = Bounded.of([rows([0.0] * n)], (-1.0, 1.0), rng()).interval(0.90)
     exact = scipy.stats.binomtest(0, n).proportion_ci(confidence_level=0.90, method="exact").high
     assert high == pytest.approx(exact, rel=0.01)
     assert low == pytest.approx(-exact, rel=0.01)
@@ -102,18 +102,18 @@ def test_nothing_changed_is_clopper_and_pearsons_bound(n):
 
 def test_few_changes_are_clopper_and_pearsons_bound():
     values = [1.0, 1.0] + [0.0] * 18
-    _, high = bounded_interval([rows(values)], (0.0, 1.0), 0.90, rng(), n_draws=40_000)
+    _, high = Bounded.of([rows(values)], (0.0, 1.0), rng(), n_draws=40_000).interval(0.90)
     exact = scipy.stats.binomtest(2, 20).proportion_ci(confidence_level=0.90, method="exact")
     assert high == pytest.approx(exact.high, abs=0.005)
 
 
 def test_strata_without_changes_share_their_bound():
-    _, high = bounded_interval([rows([0.0] * 10)] * 13, (-1.0, 1.0), 0.90, rng())
+    _, high = Bounded.of([rows([0.0] * 10)] * 13, (-1.0, 1.0), rng()).interval(0.90)
     assert high == pytest.approx(1 - 0.05 ** (1 / 130), rel=0.01)
 
 
 def test_a_common_difference_leaves_room_on_both_sides():
-    low, high = bounded_interval([rows([-0.5] * 10)], (-1.0, 1.0), 0.90, rng())
+    low, high = Bounded.of([rows([-0.5] * 10)], (-1.0, 1.0), rng()).interval(0.90)
     unseen = 1 - 0.05 ** (1 / 10)
     assert low == pytest.approx(-0.5 - 0.5 * unseen, rel=0.01)
     assert high == pytest.approx(-0.5 + 1.5 * unseen, rel=0.01)
@@ -195,3 +195,44 @@ def test_every_interval_contains_its_estimate_and_has_a_width(values, size, meth
         return
     assert -1 <= wide.low <= narrow.low <= estimate.mean <= narrow.high <= wide.high <= 1
     assert wide.high > wide.low
+
+
+def test_p_of_no_loss_is_where_the_bound_meets_the_margin():
+    values = rng(5).normal(0, 0.1, 60)
+    values += -0.02 - values.mean()
+    estimate = Estimate([rows(values)], (-1.0, 1.0), ())
+    p = estimate.p_no_loss(0.04)
+    assert 0.01 < p < 0.2
+    assert estimate.lower_bound(p * 1.02) > -0.04 >= estimate.lower_bound(p * 0.98)
+    t = (values.mean() + 0.04) / (values.std(ddof=1) / np.sqrt(60))
+    assert p == pytest.approx(scipy.stats.t.sf(t, 59), abs=0.02)
+    assert estimate.p_no_loss(0.01) == 1.0  # the mean itself is a larger loss
+    with pytest.raises(ValueError, match="positive"):
+        estimate.p_no_loss(0.0)
+    assert Estimate([rows(values[:4])], (-1.0, 1.0), ()).p_no_loss(0.04) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"), [([0.01, 0.02, 0.03, 0.04, 0.05] * 8, "bootstrap"), ([0.0] * 500, "bounded")]
+)
+def test_p_of_no_loss_is_never_smaller_than_its_draws_can_tell(values, rule):
+    estimate = Estimate([rows(values)], (-1.0, 1.0), (), n_resamples=1000)
+    assert estimate.rule == rule
+    assert 1 / 1000 <= estimate.p_no_loss(0.5) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("shape", "n"), [((0.15, 3.0), 10), ((0.15, 3.0), 20), ((0.15, 3.0), 29), ((0.3, 0.7), 10), ((0.3, 0.7), 29)]
+)
+def test_skewed_losses_of_the_size_of_the_margin_are_seldom_called_none(shape, n):
+    """True loss exactly the margin; a bootstrap would say "no loss" in up to a quarter of these studies."""
+    random, margin, claims, studies = rng(n), shape[0] / sum(shape), 0, 100
+    for number in range(studies):
+        estimate = Estimate([rows(-random.beta(*shape, n))], (-1.0, 1.0), (number,), n_resamples=500)
+        claims += estimate.lower_bound() > -margin
+    assert claims / studies <= 0.05
+
+
+def test_a_few_graded_items_can_still_show_a_loss_to_be_small():
+    values = -rng(1).beta(0.3, 0.7, 25) * 0.1
+    assert Estimate([rows(values)], (-1.0, 1.0), ()).p_no_loss(0.3) < 0.05

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from kvpress_eval.records import FULL, FULL_REPEAT, Mode, Record
 from kvpress_eval.report.rows import Cost, NoiseRow, Row, Scope, points
-from kvpress_eval.statistics import Estimate, Pairs, mcnemar, noise_floor, pair, retention, sign_flip
-from kvpress_eval.statistics.equivalence import CONFIDENCE
-from kvpress_eval.statistics.interval import MIN_CLUSTERS
+from kvpress_eval.statistics import Estimate, Pairs, mcnemar, noise_floor, pair, retention, sign_flip, within_noise
+from kvpress_eval.statistics.interval import MIN_CLUSTERS, Interval
 from kvpress_eval.statistics.retention import threshold
 from kvpress_eval.statistics.strata import generator
 
@@ -55,13 +54,14 @@ class Cell:
     def pairs(self, arm: str) -> Pairs:
         return pair(self.full, self.arms[arm])
 
-    def noise(self) -> NoiseRow | None:
-        """The noise floor, None where the full cache was not run twice."""
-        if FULL_REPEAT not in self.arms:
-            return None
-        pairs, texts = self.pairs(FULL_REPEAT), {record.sample: record.prediction for record in self.full}
-        if not len(pairs):
-            return None
+    def repeats(self) -> Pairs | None:
+        """The full cache's second run against its first, None where there was none."""
+        pairs = self.pairs(FULL_REPEAT) if FULL_REPEAT in self.arms else None
+        return pairs if pairs is not None and len(pairs) else None
+
+    def noise(self, pairs: Pairs) -> NoiseRow:
+        """The noise floor, from `repeats`."""
+        texts = {record.sample: record.prediction for record in self.full}
         floor = noise_floor(pairs, threshold(self.full[0].metric), "noise", *self._name, seed=self.seed)
         other = sum(
             texts.get(record.sample, record.prediction) != record.prediction for record in self.arms[FULL_REPEAT]
@@ -76,13 +76,15 @@ class Cell:
             changed=floor.changed,
             flips=floor.flips,
             delta=100 * floor.difference,
+            delta_low=points(floor.difference_interval.low),
+            delta_high=points(floor.difference_interval.high),
             mean_abs=100 * floor.mean_abs,
             ci_low=points(floor.low),
             ci_high=points(floor.high),
         )
 
-    def row(self, arm: str, pairs: Pairs, noise: NoiseRow | None) -> Row:
-        """The row of one arm; p_adjusted and verdict are filled in once all rows are known.
+    def row(self, arm: str, pairs: Pairs, noise: NoiseRow | None, margin: float) -> Row:
+        """The row of one arm; its p values are adjusted, and the verdict is given, once all rows are known.
 
         Raises:
             ValueError: there are no pairs.
@@ -94,7 +96,7 @@ class Cell:
         score = Estimate.of_scores(pairs.arm.tolist(), pairs.clusters, "score", *self._name, seed=self.seed)
         score_interval = score.interval()
         difference = Estimate.of_differences(pairs, *self._name, seed=self.seed)
-        interval, lower = difference.interval(), difference.interval(CONFIDENCE).low
+        interval = difference.interval()
         is_full, tested = arm == FULL, arm != FULL and score.strata[0].n_clusters >= MIN_CLUSTERS
         kept = retention(pairs, threshold(records[0].metric))
         delta = None if is_full else 100 * difference.mean
@@ -117,13 +119,14 @@ class Cell:
             delta=delta,
             ci_low=None if is_full else points(interval.low),
             ci_high=None if is_full else points(interval.high),
-            lower_bound=None if is_full else points(lower),
+            lower_bound=None if is_full else points(difference.lower_bound()),
             interval="none" if is_full else difference.rule,
             p=self._p(pairs) if tested else None,
             p_adjusted=None,
+            p_no_loss=None if is_full else difference.p_no_loss(margin),
             test="none" if not tested else "McNemar mid-p" if pairs.is_binary else "sign flip by cluster",
             verdict=None,
-            within_noise=None if delta is None or noise is None else abs(delta) <= noise.mean_abs,
+            within_noise=None if delta is None else _in_noise(delta, noise),
             lost=pairs.lost,
             gained=pairs.gained,
             solved=kept.solved,
@@ -132,7 +135,7 @@ class Cell:
             retention_low=points(kept.low),
             retention_high=points(kept.high),
             truncated=sum(record.n_cut > 0 for record in records),
-            evidence_lost=sum(record.evidence_left is not None and record.evidence_left < 1 for record in records),
+            evidence_lost=sum("evidence_cut" in record.flags for record in records),
             in_macro=self.in_macro,
             scope=self.scope,
             cost=cost(records),
@@ -167,6 +170,10 @@ def cost(records: Sequence[Record]) -> Cost:
         decode_rows=max(record.decode_rows for record in records),
         new_tokens=_mean([record.n_new for record in records]),
     )
+
+
+def _in_noise(delta: float, noise: NoiseRow | None) -> bool | None:
+    return None if noise is None else within_noise(delta, noise.n, Interval(noise.delta_low, noise.delta_high))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -21,6 +21,7 @@ from kvpress_eval.report.noise import noise_totals
 from kvpress_eval.report.plots import forest, heatmap, score_by_bytes
 from kvpress_eval.report.rows import MacroRow, Row
 from kvpress_eval.report.summary import Summary
+from kvpress_eval.statistics.noise import MIN_REPEATS
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def to_html(summary: Summary) -> str:
         FULL=FULL,
         verdict_words=text.verdict_words,
         count=text.count,
+        min_repeats=MIN_REPEATS,
         manifest=json.dumps(summary.manifest, indent=2, ensure_ascii=False),
     )
 

@@ -18,8 +18,9 @@ UNITS = {
     "kept_bytes, full_bytes": "bytes, measured, mean over samples",
     "byte_share, kept_share": "share, 0 to 1",
     "seconds": "seconds a sample, mean",
-    "p, p_adjusted": "probability; rows by Benjamini-Hochberg over all rows with a test, macro by Holm over "
-    "the arms of one family, length, mode and scope",
+    "p": "probability, of arm and full cache being exchangeable",
+    "p_adjusted, p_no_loss": "probability, adjusted: rows by Benjamini-Hochberg over all rows with a test, macro by Holm "
+    "over the arms of one family, length, mode and scope; p_no_loss is of a loss of the margin or more",
 }
 
 
@@ -50,9 +51,10 @@ class Row:
     n: pairs; n_clusters: of them. missing: samples of the full cache that this arm lacks; extra: the other way round.
     incomplete: fewer samples than planned. score: mean over the pairs, full_score: of the full cache on the same ones.
     interval: the rule that gave ci_low and ci_high (`statistics/interval.py`). test: of p. lost, gained: items whose score
-    fell or rose. solved, kept, retention...: see `statistics/retention.py`. within_noise: |delta| is not above the mean
-    change of an item between two runs of the full cache, None where these were not run. truncated: samples that lost
-    tokens to middle truncation; evidence_lost: of these, evidence. flags: how often each is set.
+    fell or rose. solved, kept, retention...: see `statistics/retention.py`. p_no_loss: of a loss of the margin or more.
+    within_noise: see `statistics/noise.py`; None where too few items were repeated, False where the verdict is a loss.
+    truncated: samples that lost tokens to middle truncation; evidence_lost: of these, evidence that the answer needs.
+    flags: how often each is set.
     """
 
     family: str
@@ -77,6 +79,7 @@ class Row:
     interval: str
     p: float | None
     p_adjusted: float | None
+    p_no_loss: float | None
     test: str
     verdict: Verdict | None
     within_noise: bool | None
@@ -106,7 +109,8 @@ class MacroRow:
     """The mean over tasks of one family, length, mode and arm; tasks count the same, items do not.
 
     n_min, n_max: items in the smallest and largest task. missing_tasks: those that the arm lacks; the others are still
-    averaged, for arm and full cache alike, and the row is marked incomplete.
+    averaged, for arm and full cache alike, and the row is marked incomplete. solved, kept: items of all tasks; retention:
+    mean of the tasks' shares, tasks of which the full cache solves nothing left out.
     """
 
     family: str
@@ -129,6 +133,7 @@ class MacroRow:
     interval: str
     p: float | None
     p_adjusted: float | None
+    p_no_loss: float | None
     verdict: Verdict | None
     within_noise: bool | None
     solved: int
@@ -153,6 +158,8 @@ class NoiseRow:
     changed: int
     flips: int
     delta: float
+    delta_low: float | None
+    delta_high: float | None
     mean_abs: float
     ci_low: float | None
     ci_high: float | None

@@ -3,17 +3,14 @@
     records = read_run(folder)
     summary = summarize(records, manifest)
 
-Arms are compared only on samples that the full cache has as well; samples without a partner are counted. p values of rows
-are adjusted by Benjamini-Hochberg over every row with a test (a screen: where to look), those of macro rows by Holm within
-one family, length, mode and scope (claims that are read together).
+Arms are compared only on samples that the full cache has as well; samples without a partner are counted.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any
 
 from kvpress.errors import InputError
 from kvpress_eval.records import FULL, FULL_REPEAT, Mode, Record
@@ -21,27 +18,12 @@ from kvpress_eval.report.cells import Cell
 from kvpress_eval.report.depths import DepthGrid, depth_grids
 from kvpress_eval.report.losses import Loss, worst_losses
 from kvpress_eval.report.macro import SCOPES, Part, macro_rows
+from kvpress_eval.report.plan import check_one_run, margins, n_samples, task_facts
+from kvpress_eval.report.problems import Problem, problems
 from kvpress_eval.report.rows import MacroRow, NoiseRow, Row
-from kvpress_eval.statistics import benjamini_hochberg, holm, verdict
+from kvpress_eval.report.verdicts import judged_macro, judged_rows
 
-AnyRow = TypeVar("AnyRow", Row, MacroRow)
-MARGINS = {"task": 0.03, "macro": 0.01}
 SEED = 0
-#: what the runner's flags mean; those without a sentence are counted from their own fields
-_FLAGS = {
-    "truncated": "",
-    "evidence_cut": "",
-    "stopped_by_length": "answers were stopped by the length limit of their benchmark",
-    "empty_answer": "answers are empty",
-}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that a reader must know before the numbers: how often, and a sentence."""
-
-    count: int
-    sentence: str
 
 
 @dataclass(frozen=True)
@@ -64,10 +46,12 @@ def summarize(records: Sequence[Record], manifest: Mapping[str, Any]) -> Summary
     """Summarize a run. manifest: "margins" are read from it, and what was planned; the rest is only shown.
 
     Raises:
-        InputError: there are no records, none of the full cache, or a sample was asked with two prompts.
+        InputError: there are no records, none of the full cache, records of another run, a sample was asked with two
+            prompts, or the manifest's margins and numbers of samples are none.
     """
     if not records:
         raise InputError("the run holds no records yet; run or resume it first")
+    check_one_run(records, manifest)
     # sums of floats and resamples depend on the order, and a resumed run has another one
     records = sorted(
         records, key=lambda record: (record.task, record.length or 0, record.sample, record.mode, record.arm)
@@ -75,17 +59,19 @@ def summarize(records: Sequence[Record], manifest: Mapping[str, Any]) -> Summary
     cells, lonely = _cells(records, manifest)
     if not cells:
         raise InputError(f"the run holds no records of the arm '{FULL}', so there is nothing to compare with")
-    margins = {**MARGINS, **cast(Mapping[str, float], manifest.get("margins", {}))}
+    allowed = margins(manifest)
     parts: dict[tuple[str, int | None, Mode, str], Part] = {}
     noise = []
     for cell in cells:
-        floor = cell.noise()
+        repeats = cell.repeats()
+        floor = None if repeats is None else cell.noise(repeats)
         noise += [floor] if floor else []
         for arm in cell.arms:
             pairs = cell.pairs(arm)
             if arm != FULL_REPEAT and len(pairs):
-                parts[cell.task, cell.length, cell.mode, arm] = Part(cell.row(arm, pairs, floor), pairs, floor)
-    macro = []
+                row = cell.row(arm, pairs, floor, allowed["task"])
+                parts[cell.task, cell.length, cell.mode, arm] = Part(row, pairs, repeats)
+    unjudged = []
     for group in _groups(cells):
         of_group = {
             (cell.task, arm): parts[cell.task, cell.length, cell.mode, arm]
@@ -93,20 +79,20 @@ def summarize(records: Sequence[Record], manifest: Mapping[str, Any]) -> Summary
             for arm in cell.arms
             if (cell.task, cell.length, cell.mode, arm) in parts
         }
-        macro += macro_rows(group, of_group)
-    rows = _judged_rows([part.row for part in parts.values()], margins["task"])
+        unjudged += macro_rows(group, of_group, allowed["macro"])
+    rows, macro = judged_rows([part.row for part in parts.values()]), judged_macro(unjudged)
     return Summary(
         rows=sorted(rows, key=lambda row: (row.family, row.task, row.length or 0, row.mode, *_rank(row))),
         macro=sorted(
-            _judged_macro(macro, margins["macro"]),
+            macro,
             key=lambda row: (row.family, row.length or 0, row.mode, SCOPES.index(row.scope), *_rank(row)),
         ),
         noise=noise,
         depths=depth_grids(records),
         losses=worst_losses([cell.arms for cell in cells]),
-        problems=_problems(rows, records, lonely),
+        problems=problems(rows, macro, records, lonely, manifest),
         caveats=_caveats(cells, manifest),
-        margins=margins,
+        margins=allowed,
         n_records=len(records),
         manifest=dict(manifest),
     )
@@ -121,7 +107,7 @@ def _cells(records: Iterable[Record], manifest: Mapping[str, Any]) -> tuple[list
     cells, lonely = [], 0
     for (family, task, length, mode), arms in grouped.items():
         if FULL in arms:
-            planned = int(task_facts(manifest, task, length).get("n", 0))
+            planned = n_samples(manifest, task, length) or 0
             cells.append(Cell(family, task, length, mode, arms, _in_macro(task), planned, SEED))
         else:
             lonely += sum(map(len, arms.values()))
@@ -133,13 +119,6 @@ def _groups(cells: Iterable[Cell]) -> list[list[Cell]]:
     for cell in cells:
         groups.setdefault((cell.family, cell.length, cell.mode), []).append(cell)
     return list(groups.values())
-
-
-def task_facts(manifest: Mapping[str, Any], task: str, length: int | None) -> Mapping[str, Any]:
-    """What the manifest says of a task at a length: "n" samples, and a "caveat". Empty where it says nothing."""
-    entries = manifest.get("tasks")
-    found = entries.get(task if length is None else f"{task}@{length}") if isinstance(entries, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
 
 
 def _caveats(cells: Iterable[Cell], manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -154,58 +133,5 @@ def _in_macro(task: str) -> bool:
     return TASKS[task].in_macro if task in TASKS else True
 
 
-def _judged_rows(rows: Sequence[Row], margin: float) -> list[Row]:
-    tested = [row for row in rows if row.p is not None]
-    adjusted = dict(zip(map(id, tested), benjamini_hochberg([row.p or 0.0 for row in tested]), strict=True))
-    return [_judged(row, adjusted.get(id(row)), margin) for row in rows]
-
-
-def _judged_macro(rows: Sequence[MacroRow], margin: float) -> list[MacroRow]:
-    """One table of macro rows is one family of hypotheses: the claims that are read together."""
-    tables: dict[tuple[object, ...], list[MacroRow]] = {}
-    for row in rows:
-        tables.setdefault((row.family, row.length, row.mode, row.scope), []).append(row)
-    judged = []
-    for table in tables.values():
-        tested = [row for row in table if row.p is not None]
-        adjusted = dict(zip(map(id, tested), holm([row.p or 0.0 for row in tested]), strict=True))
-        judged += [_judged(row, adjusted.get(id(row)), margin) for row in table]
-    return judged
-
-
-def _judged(row: AnyRow, p_adjusted: float | None, margin: float) -> AnyRow:
-    if row.delta is None:
-        return row
-    lower, upper = (None if end is None else end / 100 for end in (row.lower_bound, row.ci_high))
-    return replace(row, p_adjusted=p_adjusted, verdict=verdict(row.delta / 100, lower, upper, p_adjusted, margin))
-
-
 def _rank(row: Row | MacroRow) -> tuple[bool, float, str]:
     return row.arm != FULL, -(row.delta or 0.0), row.arm
-
-
-def _problems(rows: Sequence[Row], records: Sequence[Record], lonely: int) -> list[Problem]:
-    n_flags = Counter(flag for record in records for flag in record.flags)
-    no_interval = sum(row.ci_low is None and row.delta is not None for row in rows)
-    lost_evidence = sum(record.evidence_left is not None and record.evidence_left < 1 for record in records)
-    counts = [
-        (
-            sum(row.missing for row in rows),
-            "samples of the full cache have no partner under an arm and enter no comparison",
-        ),
-        (
-            sum(row.extra for row in rows),
-            "samples of an arm have no partner with the full cache and enter no comparison",
-        ),
-        (lonely, "records belong to a task and mode without the full cache and are not shown"),
-        (sum(row.incomplete for row in rows), "rows have fewer samples than planned and are marked incomplete"),
-        (sum(record.n_cut > 0 for record in records), "records lost tokens to middle truncation"),
-        (lost_evidence, "records lost evidence before the model saw it, so no cache could have answered"),
-        (no_interval, "rows have fewer than five clusters and no interval"),
-        *(
-            (n, _FLAGS.get(flag, f'records carry the flag "{flag}"'))
-            for flag, n in n_flags.most_common()
-            if _FLAGS.get(flag, flag)
-        ),
-    ]
-    return [Problem(count, sentence) for count, sentence in counts if count]

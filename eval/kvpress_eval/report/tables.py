@@ -13,6 +13,7 @@ from kvpress_eval.report.noise import noise_totals
 from kvpress_eval.report.rows import MacroRow, NoiseRow, Row
 from kvpress_eval.report.summary import Summary
 from kvpress_eval.report.text import DASH, MODES, count, interval, length_name, number, probability, signed, size
+from kvpress_eval.statistics.noise import MIN_REPEATS
 
 #: columns that a narrow terminal leaves out
 _WIDE = {"p", "of full", "retained", "lost", "won"}
@@ -30,12 +31,13 @@ def tables(summary: Summary, *, details: bool = True, width: int = WIDE) -> Grou
     if summary.noise:
         parts.append(_noise_table(summary.noise))
     parts += [Text(f"{task}: {caveat}", style="yellow") for task, caveat in summary.caveats.items()]
-    parts += [Text(f"{problem.count} {problem.sentence}", style="yellow") for problem in summary.problems]
+    parts += [Text(problem.text, style="yellow") for problem in summary.problems]
     margins = ", ".join(f"{name} {100 * margin:g}" for name, margin in summary.margins.items())
     parts.append(
         Text(
-            f"Points of 100. Interval: 95 %, paired, by cluster. No loss: one-sided 95 % bound above minus the margin "
-            f"({margins}). p: Holm in each macro table, Benjamini-Hochberg over all tasks. * incomplete. ~ inside the noise floor. † fewer than three items changed: worst-case bound.",
+            f"Points of 100. Interval: 95 %, paired, by cluster. No loss: a loss of the margin ({margins}) or more "
+            f"is excluded at 5 %. Both p: Holm in each macro table, Benjamini-Hochberg over all tasks. * incomplete. "
+            f"~ in noise: inside the 95 % interval of the full cache's own repeat, of {MIN_REPEATS} items or more. † fewer than three items changed: worst-case bound.",
             style="dim",
         )
     )

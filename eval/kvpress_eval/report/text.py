@@ -61,4 +61,6 @@ def verdict_words(row: Row | MacroRow, margin: float) -> str:
         return f"not {100 * margin:g} or more{noise}"
     if row.verdict == "loss":
         return f"worse, beyond chance{noise}"
+    if row.lower_bound > -100 * margin:
+        return f"not {100 * margin:g} or more alone, but not beside so many arms{noise}"
     return f"may lose up to {number(-row.lower_bound)}{noise}"

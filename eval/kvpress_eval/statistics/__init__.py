@@ -11,7 +11,7 @@ from kvpress_eval.statistics.equivalence import Verdict, verdict
 from kvpress_eval.statistics.interval import Estimate, Interval
 from kvpress_eval.statistics.macro import macro_estimate
 from kvpress_eval.statistics.multiple import benjamini_hochberg, holm
-from kvpress_eval.statistics.noise import NoiseFloor, noise_floor
+from kvpress_eval.statistics.noise import NoiseFloor, noise_floor, within_noise
 from kvpress_eval.statistics.paired import Pairs, pair
 from kvpress_eval.statistics.permutation import sign_flip
 from kvpress_eval.statistics.retention import Retention, retention
@@ -37,4 +37,5 @@ __all__ = [
     "tango",
     "verdict",
     "wilson",
+    "within_noise",
 ]

@@ -73,10 +73,15 @@ class Bootstrap:
         low, high = self._end(tail, method, widen), self._end(1 - tail, method, widen)
         return low, high
 
+    def resolves(self, tail: float) -> bool:
+        """Whether there are resamples enough to know a widened bound that is passed with this probability."""
+        return normal_cdf(self._widened(tail)) >= 1 / len(self.draws)
+
+    def _widened(self, probability: float) -> float:
+        return self.inflation * student_quantile(probability, self.freedom)
+
     def _end(self, probability: float, method: Method, widen: bool) -> float:
-        z = normal_quantile(probability)
-        if widen:
-            z = self.inflation * student_quantile(probability, self.freedom)
+        z = self._widened(probability) if widen else normal_quantile(probability)
         if method == "bca":
             shifted = self.bias + z
             z = self.bias + shifted / (1 - self.acceleration * shifted)

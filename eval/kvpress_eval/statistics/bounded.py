@@ -16,30 +16,45 @@ n the smallest counts for all, since a change could hide there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from kvpress_eval.statistics.strata import Array, Stratum
 
 
-def bounded_interval(
-    strata: Sequence[Stratum],
-    bounds: tuple[float, float],
-    confidence: float,
-    rng: np.random.Generator,
-    *,
-    n_draws: int = 10_000,
-) -> tuple[float, float]:
-    """Lower and upper end of the two-sided interval of the mean over strata, for values within `bounds`."""
-    seen: Array = np.zeros(n_draws)
-    for stratum in strata:
-        weights = rng.standard_exponential((n_draws, stratum.n_clusters))
-        seen += (weights @ stratum.sums) / (weights @ stratum.sizes) / len(strata)
-    n_seen = len(strata) * min(stratum.n_clusters for stratum in strata)
-    # evenly spaced, so that the case without any change comes out exact; shuffled against `seen`
-    uniform = rng.permutation((np.arange(n_draws) + 0.5) / n_draws)
-    unseen = 1 - (1 - uniform) ** (1 / n_seen)
-    tail = (1 - confidence) / 2
-    low = np.quantile(seen + unseen * (bounds[0] - seen), tail)
-    high = np.quantile(seen + unseen * (bounds[1] - seen), 1 - tail)
-    return float(low), float(high)
+@dataclass(frozen=True)
+class Bounded:
+    """Draws of the mean with the unseen cluster at the low and at the high end of the range, each (n_draws,) and sorted."""
+
+    lowest: Array
+    highest: Array
+
+    @classmethod
+    def of(
+        cls,
+        strata: Sequence[Stratum],
+        bounds: tuple[float, float],
+        rng: np.random.Generator,
+        *,
+        n_draws: int = 10_000,
+    ) -> Bounded:
+        """Draw for the mean over strata of values within `bounds`."""
+        seen: Array = np.zeros(n_draws)
+        for stratum in strata:
+            weights = rng.standard_exponential((n_draws, stratum.n_clusters))
+            seen += (weights @ stratum.sums) / (weights @ stratum.sizes) / len(strata)
+        n_seen = len(strata) * min(stratum.n_clusters for stratum in strata)
+        # evenly spaced, so that the case without any change comes out exact; shuffled against `seen`
+        uniform = rng.permutation((np.arange(n_draws) + 0.5) / n_draws)
+        unseen = 1 - (1 - uniform) ** (1 / n_seen)
+        return cls(np.sort(seen + unseen * (bounds[0] - seen)), np.sort(seen + unseen * (bounds[1] - seen)))
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Lower and upper end of the two-sided interval."""
+        tail = (1 - confidence) / 2
+        return float(np.quantile(self.lowest, tail)), float(np.quantile(self.highest, 1 - tail))
+
+    def resolves(self, tail: float) -> bool:
+        """Whether there are draws enough to know a bound that is passed with this probability."""
+        return tail >= 1 / len(self.lowest)
