@@ -9,10 +9,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvpress.errors import InputError
 from kvpress_eval.arms import Arm
+from kvpress_eval.files import write_atomically
 from kvpress_eval.sweep import Sweep
 
 NAME = "manifest.json"
@@ -101,19 +100,7 @@ def write(folder: Path, manifest: dict[str, Any]) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    name = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, prefix=".manifest-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1, allow_nan=False)
-            file.write("\n")
-        os.chmod(name, 0o644)
-        os.replace(name, folder / NAME)
-    except OSError as error:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
-        raise InputError(f"cannot write '{folder / NAME}': {error.strerror or error}") from None
+    write_atomically(folder / NAME, json.dumps(manifest, indent=1, allow_nan=False) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any]:

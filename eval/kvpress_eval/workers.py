@@ -20,6 +20,7 @@ import yaml
 from kvpress.cli.console import err
 from kvpress.errors import InputError
 from kvpress_eval import manifest as manifests
+from kvpress_eval.files import write_atomically
 from kvpress_eval.progress import Bar, read_line
 from kvpress_eval.sweep import Sweep, parse_sweep
 
@@ -123,9 +124,5 @@ def run_workers(folder: Path, sweep: Sweep | None, devices: Sequence[str | None]
 def _begin(folder: Path, sweep: Sweep) -> list[str]:
     """Arguments that begin a run with this very sweep, which may differ from any file by its options."""
     path = folder / "sweep.yaml"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write '{path}': {error.strerror}") from None
+    write_atomically(path, yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False))
     return ["run", str(path), "--out", str(folder)]

@@ -239,7 +239,8 @@ def test_json_goes_to_stdout_alone_and_writes_nothing(command, tmp_path):
 
 def test_places_that_cannot_be_written_are_told(command, tmp_path):
     folder = write_run(tmp_path / "run", small_run())
-    done = command(folder, "--csv", tmp_path / "nowhere" / "rows.csv")
+    (tmp_path / "file").write_text("")
+    done = command(folder, "--csv", tmp_path / "file" / "rows.csv")
     assert isinstance(done.exception, InputError)
     assert "cannot write" in str(done.exception)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kvpress.errors import InputError
+from kvpress_eval.files import write_atomically
 from kvpress_eval.plugins import needs_extra
 
 
@@ -54,23 +52,3 @@ def report(
     screen.print(tables(summary, details=details, width=screen.width))
     err.print(f"page: {html or run / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     err.print(f"rows: {csv or run / 'report.csv'}", markup=False, highlight=False, soft_wrap=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a reader sees the old one or the new one.
-
-    Raises:
-        InputError: the place cannot be written.
-    """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    except OSError as error:
-        raise InputError(f"cannot write '{path}': {error.strerror}; name another place") from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError as error:
-        Path(name).unlink(missing_ok=True)
-        raise InputError(f"cannot write '{path}': {error.strerror}; name another place") from None

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kvpress.errors import InputError
+from kvpress_eval.files import write_atomically
 
 NAME = "MANIFEST.json"
 MAX_BYTES = 10_000_000
@@ -62,14 +61,5 @@ def write_file(path: Path, content: bytes, *, expected: str | None, source: str)
             f"{path.name} in '{source}' is not the file this package was checked with (sha256 {digest[:12]}..., expected "
             f"{expected[:12]}...): download it again"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(path, content)
     return digest
