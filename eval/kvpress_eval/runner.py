@@ -55,6 +55,8 @@ class Runner:
         if any(folder.glob("records*.jsonl")):
             raise InputError(f"'{folder}' holds records but no {manifests.NAME}: begin the run in an empty folder")
         runner = cls.open(sweep, folder, device)
+        for _ in runner.read_tasks(limit=1):  # what is wrong with the last task must not come out after hours
+            pass
         manifests.write(folder, runner.manifest)
         return runner
 
@@ -144,17 +146,18 @@ class Runner:
             batch=self.sweep.batch_arms,
         )
 
-    def read_tasks(self) -> Iterator[tuple[Task, int | None, list[Item]]]:
-        """Every task of the sweep with its samples, read when its turn comes."""
+    def read_tasks(self, limit: int | None = None) -> Iterator[tuple[Task, int | None, list[Item]]]:
+        """Every task of the sweep with its samples, read when its turn comes; with `limit` only so many, for a look."""
         context = context_length(self.model.config)
         for choice in self.sweep.tasks:
             for task in tasks_of(choice):
-                limit = choice.limit or self.sweep.limit
+                wanted = limit or choice.limit or self.sweep.limit
                 length = choice.length if task.needs_length else None
-                request = Request(self.tokenizer, self.data, length, limit, self.sweep.seed, self.sweep.chat)
+                request = Request(self.tokenizer, self.data, length, wanted, self.sweep.seed, self.sweep.chat)
                 items = read_items(task, request, metric=choice.metric, limit=self.sweep.max_length, context=context)
-                facts = {"n": len(items), "official": task.official, "caveat": task.caveat}
-                self._note_task(task_key(task.name, length), facts)
+                if limit is None:
+                    facts = {"n": len(items), "official": task.official, "caveat": task.caveat}
+                    self._note_task(task_key(task.name, length), facts)
                 yield task, length, items
 
     def _note_task(self, key: str, facts: dict[str, Any]) -> None:

@@ -332,6 +332,15 @@ def test_a_contract_that_cannot_be_met_stops_with_what_is_recorded(model_folder,
     assert len(read_run(folder)) == 2 * 2 + 1
 
 
+def test_what_is_wrong_with_the_last_task_is_told_before_the_first_answer(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS["toy/two"].changes, "max_new_tokens", 900)
+    monkeypatch.setattr(TASKS["toy/two"], "needs_length", True, raising=False)
+    sweep = toy_sweep(model_folder, tasks=[{"task": "toy/one"}, {"task": "toy/two", "length": 99}], contracts=[])
+    with pytest.raises(InputError, match=r"'toy/two'.*context is 512"):
+        Runner.begin(sweep, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_prompt_beyond_the_context_stops_the_run(model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(TASKS["toy/one"], "needs_length", True, raising=False)
     sweep = toy_sweep(model_folder, tasks=[{"task": "toy/one", "length": 99}], contracts=[])
