@@ -358,14 +358,14 @@ def test_a_prompt_beyond_the_context_stops_the_run(model_folder, tmp_path, monke
         read_items(TASKS["toy/one"], request, context=511)
 
 
-def test_a_metric_by_name_replaces_the_benchmarks_own(model_folder, tmp_path):
+def test_a_metric_by_name_replaces_the_benchmarks_own(model_folder, tmp_path, monkeypatch):
     sweep = toy_sweep(model_folder, tasks=[{"task": "toy/one", "metric": "code_sim-indel"}], contracts=[], limit=1)
     Runner.begin(sweep, tmp_path / "run").run()
     record = read_run(tmp_path / "run")[0]
     assert (record.metric, record.scorer.split()[0]) == ("code_sim-indel", "code_sim-indel")
     for metric in ("needle_parallel", "needle_keyword_v1"):
         unfit = toy_sweep(model_folder, tasks=[{"task": "toy/two", "metric": metric}], contracts=[])
-        TASKS["toy/two"].changes["evidence"] = ()
+        monkeypatch.setitem(TASKS["toy/two"].changes, "evidence", ())
         with pytest.raises(InputError, match=f"'{metric}' cannot score"):
             Runner.begin(unfit, tmp_path / metric).run()
     wrong = toy_sweep(model_folder, tasks=[{"task": "toy/one", "metric": "rouge"}])
