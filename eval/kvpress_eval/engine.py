@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,18 +38,20 @@ class Held:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one arm said and what it cost; fields as in Record."""
+    """What one arm said and what it cost; fields as in Record. ids: of the answer, without the token that ended it."""
 
     text: str
+    ids: tuple[int, ...]
     n_new: int
     stopped: Stopped
     held: Held
     decode_rows: int
     seconds: Seconds
+    measures: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
-class _Read:
+class Read:
     """A cache that has read and cut the prompt, with the logits [1, vocabulary] behind it and the seconds that took."""
 
     arm: Arm
@@ -89,7 +92,7 @@ class Engine:
     def _aware(self, prompt: Prompt, sample: Sample) -> list[Answer]:
         reads = self._read(self._tensor(prompt.ids), self._reference([], sample), prompt.sha)
         try:
-            return self._finish(reads, sample, [])
+            return self.examine(reads, self._finish(reads, sample, []), prompt, sample, [])
         finally:
             _close(reads)
 
@@ -98,9 +101,18 @@ class Engine:
         tails = [list(prompt.ids[prompt.n_context :]) for prompt in prompts]
         reads = self._read(context, self._reference(tails[0], samples[0]), prompts[0].context_sha)
         try:
-            return [self._finish(reads, *pair) for pair in zip(samples, tails, strict=True)]
+            return [
+                self.examine(reads, self._finish(reads, sample, tail), prompt, sample, tail)
+                for prompt, sample, tail in zip(prompts, samples, tails, strict=True)
+            ]
         finally:
             _close(reads)
+
+    def examine(
+        self, reads: Sequence[Read], answers: list[Answer], prompt: Prompt, sample: Sample, tail: list[int]
+    ) -> list[Answer]:
+        """What a diagnostic adds to the answers, while every arm's cache is still there as the prompt left it."""
+        return answers
 
     @property
     def shares_contexts(self) -> bool:
@@ -110,19 +122,19 @@ class Engine:
 
     # --- the prompt
 
-    def _read(self, ids: Tensor, reference: Tensor, draw: str) -> list[_Read]:
+    def _read(self, ids: Tensor, reference: Tensor, draw: str) -> list[Read]:
         """Read and cut the prompt under every arm; those that can share the forward pass do. draw: what random arms draw
         by, in hex."""
         caches = {arm.name: self._cache(arm, reference, draw) for arm in self.arms}
         shared = [arm for arm in self.arms if arm.contract is not None and shares_prefill(arm.contract)]
         fan = FanOut([caches[arm.name] for arm in shared])
         logits = self._forward(ids, fan)
-        reads = {arm.name: _Read(arm, caches[arm.name], logits, fan.prefill_seconds) for arm in shared}
+        reads = {arm.name: Read(arm, caches[arm.name], logits, fan.prefill_seconds) for arm in shared}
         for arm in self.arms:
             if arm.name not in reads:
                 cache = caches[arm.name]
                 logits = self._forward(ids, cache)
-                reads[arm.name] = _Read(arm, cache, logits, cache.plan.clock.prefill)
+                reads[arm.name] = Read(arm, cache, logits, cache.plan.clock.prefill)
         return [reads[arm.name] for arm in self.arms]
 
     def _cache(self, arm: Arm, reference: Tensor, draw: str) -> CompressedCache:
@@ -154,7 +166,7 @@ class Engine:
 
     # --- the answer
 
-    def _finish(self, reads: Sequence[_Read], sample: Sample, tail: list[int]) -> list[Answer]:
+    def _finish(self, reads: Sequence[Read], sample: Sample, tail: list[int]) -> list[Answer]:
         """Decode every arm, in one batch where that is possible, after `tail` has been read in full."""
         stop = Stop(self.eos, self._newlines() if sample.stop_at_newline else frozenset(), sample.max_new_tokens)
         together = [read for read in reads if self.batch and can_join(read.arm.contract)]  # type: ignore[arg-type]
@@ -166,7 +178,7 @@ class Engine:
                 answers[read.arm.name] = answer
         return [answers[read.arm.name] for read in reads]
 
-    def _decode(self, group: Sequence[_Read], stop: Stop, tail: list[int]) -> list[Answer]:
+    def _decode(self, group: Sequence[Read], stop: Stop, tail: list[int]) -> list[Answer]:
         held = [_held(read) for read in group]
         logits, asked = torch.cat([read.logits for read in group]), 0.0
         joinable = can_join(group[0].arm.contract)  # type: ignore[arg-type]
@@ -189,6 +201,7 @@ class Engine:
         return [
             Answer(
                 text=self._text(one),
+                ids=tuple(one.answer),
                 n_new=len(one.ids),
                 stopped=one.stopped,
                 held=what,
@@ -226,6 +239,7 @@ class Engine:
         one = decode(self.model, cache, output.logits[:, -1], stop)[0]
         return Answer(
             text=self._text(one),
+            ids=tuple(one.answer),
             n_new=len(one.ids),
             stopped=one.stopped,
             held=Held(n_bytes, n_bytes, 1.0, None),
@@ -234,7 +248,7 @@ class Engine:
         )
 
 
-def _held(read: _Read) -> Held:
+def _held(read: Read) -> Held:
     """What an arm holds, measured from its storages: when the prompt has been read and cut, or, where eviction goes on
     in the answer, at the answer's end."""
     cache, report = read.cache, read.cache.report().to_dict()
@@ -270,14 +284,14 @@ def _wait(model: PreTrainedModel) -> None:
         torch.cuda.synchronize(model.device)
 
 
-def _seconds(read: _Read, asked: float, decoded: Decoded) -> Seconds:
+def _seconds(read: Read, asked: float, decoded: Decoded) -> Seconds:
     clock = read.cache.plan.clock
     return Seconds(
         prefill=read.prefill + asked, evidence=clock.evidence, eviction=clock.eviction, decode=decoded.seconds
     )
 
 
-def _close(reads: Sequence[_Read]) -> None:
+def _close(reads: Sequence[Read]) -> None:
     for read in reads:
         read.cache.close()
 

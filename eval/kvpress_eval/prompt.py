@@ -29,7 +29,8 @@ class Prompt:
     """Token ids of one prompt: `ids[:n_context]` is everything up to the end of the context, chat header included.
 
     n_cut: ids that truncation took out of the context. n_prefix: ids of the forced answer prefix, at the end.
-    evidence_left: share of what the sample's answer needs that survived truncation; None where it names none.
+    evidence_left: share of what the sample's answer needs that survived truncation; None where it names none. facts: [start,
+        end) ids of each piece of evidence that did.
     flags: what is odd about it.
     """
 
@@ -38,6 +39,7 @@ class Prompt:
     n_prefix: int
     n_cut: int = 0
     evidence_left: float | None = None
+    facts: tuple[tuple[int, int], ...] = ()
     flags: tuple[str, ...] = ()
 
     @property
@@ -80,19 +82,20 @@ def render(
             f"sample '{sample.id}' needs {len(ids) - (n_context - n_head):,} tokens without its context, but the prompt may "
             f"have {max_tokens:,}: raise the length"
         )
-    text = context
+    text, gone = context, slice(0)
     if n_cut:
         first, last = _kept_halves(n_context - n_head, n_cut)
         left, right = n_head + first, n_context - last
         resumes = spans[right][0] - len(head) if right < n_context else len(context)
         text = context[: max(spans[left][0] - len(head), 0)] + "\0" + context[resumes:]
-        ids = ids[:left] + ids[right:]
+        ids, gone = ids[:left] + ids[right:], slice(left, right)
     return Prompt(
         ids=tuple(ids),
         n_context=n_context - n_cut,
         n_prefix=n_prefix,
         n_cut=n_cut,
         evidence_left=_evidence_left(sample, text),
+        facts=tuple(_facts(sample, len(head), spans, gone)),
         flags=tuple(_flags(tokenizer, ids, n_head, n_context - n_cut)),
     )
 
@@ -102,6 +105,23 @@ def _evidence_left(sample: Sample, text: str) -> float | None:
         return None
     left = [piece in text for piece in sample.evidence]
     return float(any(left)) if sample.any_evidence else sum(left) / len(left)
+
+
+def _facts(sample: Sample, n_head: int, spans: list[tuple[int, int]], gone: slice) -> Iterator[tuple[int, int]]:
+    """[start, end) ids of the first occurrence of each piece of evidence, of those that truncation left whole.
+
+    n_head: characters before the context. spans: of the ids before truncation; `gone` are those that it took.
+    """
+    for piece in sample.evidence:
+        at = sample.context.find(piece)
+        if at < 0 or not piece:
+            continue
+        first, last = n_head + at, n_head + at + len(piece)
+        inside = [i for i, (start, end) in enumerate(spans) if start < last and end > first]
+        if gone.stop and any(gone.start <= i < gone.stop for i in inside):
+            continue
+        shift = gone.stop - gone.start if gone.stop and inside[0] >= gone.stop else 0
+        yield inside[0] - shift, inside[-1] + 1 - shift
 
 
 def _flags(tokenizer: PreTrainedTokenizerBase, ids: list[int], n_head: int, n_context: int) -> Iterator[str]:

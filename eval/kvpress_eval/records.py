@@ -58,6 +58,7 @@ class Record(BaseModel):
         prompt tokens, mean over heads. output_change: mean over layers of the relative change of
         the newest query's attention output by the eviction, None where nothing was evicted.
     decode_rows: arms that were decoded in one batch with this one. flags: what is wrong or odd about this record.
+    measures: what a diagnostic found (`kvpress_eval.diagnostic.finding`), empty in other runs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,6 +95,7 @@ class Record(BaseModel):
     flags: tuple[str, ...]
     meta: dict[str, Any]
     seconds: Seconds
+    measures: dict[str, Any] = {}
 
     @property
     def key(self) -> Key:

@@ -15,7 +15,7 @@ from kvpress.loading import load
 from kvpress.prompt import context_length
 from kvpress.support import cache_layers, check_contract_fits
 from kvpress_eval import manifest as manifests
-from kvpress_eval.arms import FULL_REPEAT_ARM, Arm, make_arms
+from kvpress_eval.arms import FULL_REPEAT_ARM, Arm
 from kvpress_eval.data import Data
 from kvpress_eval.engine import Answer, Engine
 from kvpress_eval.records import Key, Mode, Record, RecordFile, read_run
@@ -82,7 +82,7 @@ class Runner:
     @classmethod
     def open(cls, sweep: Sweep, folder: Path | None, device: str | None = None) -> Runner:
         """Load the model and check what can be checked before the first prompt; nothing is written."""
-        arms = make_arms(sweep.contracts, sweep.budgets)
+        arms = sweep.arms()
         _check_tasks(sweep)
         model, tokenizer = load(sweep.model, dtype=sweep.dtype, device=device)
         for arm in arms:
@@ -137,14 +137,7 @@ class Runner:
 
     def engine(self, arms: Sequence[Arm] | None = None) -> Engine:
         """What answers prompts under these arms, by default all of the sweep."""
-        return Engine(
-            self.model,
-            self.tokenizer,
-            self.arms if arms is None else arms,
-            backend=self.sweep.backend,
-            chunk=self.sweep.prefill_chunk,
-            batch=self.sweep.batch_arms,
-        )
+        return self.sweep.engine(self.model, self.tokenizer, self.arms if arms is None else arms)
 
     def read_tasks(self, limit: int | None = None) -> Iterator[tuple[Task, int | None, list[Item]]]:
         """Every task of the sweep with its samples, read when its turn comes; with `limit` only so many, for a look."""
@@ -271,6 +264,7 @@ def make_record(run: str, unit: Unit, item: Item, arm: Arm, answer: Answer) -> R
         flags=tuple(flags_of(item, answer)),
         meta=sample.meta,
         seconds=answer.seconds,
+        measures=answer.measures,
     )
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from kvpress.errors import InputError
+from kvpress_eval.arms import Arm, make_arms
 from kvpress_eval.records import Mode
 from kvpress_eval.tasks import find_tasks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from kvpress_eval.engine import Engine
 
 #: a sweep file is a page of text; anything larger is a mistake or an attack
 MAX_BYTES = 256 * 1024
@@ -74,6 +81,20 @@ class Sweep(_Fields):
             raise ValueError("a mode is given twice")
         return modes
 
+    def arms(self) -> list[Arm]:
+        """The arms that answer every sample.
+
+        Raises:
+            ContractError: a contract does not exist or does not fit a budget. InputError: two arms have one name.
+        """
+        return make_arms(self.contracts, self.budgets)
+
+    def engine(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arms: Sequence[Arm]) -> Engine:
+        """What answers prompts under these arms."""
+        from kvpress_eval.engine import Engine
+
+        return Engine(model, tokenizer, arms, backend=self.backend, chunk=self.prefill_chunk, batch=self.batch_arms)
+
 
 def sweeps_folder() -> Path:
     """The folder of the sweeps that come with the package: inside it, or at the root of a checkout."""
@@ -134,9 +155,14 @@ def parse_sweep(fields: dict[str, Any], where: str) -> Sweep:
     odd = next((key for key in fields if not isinstance(key, str)), None)
     if odd is not None:
         raise InputError(f"{where}: field {odd!r} is no name (YAML reads on, off, yes and no as booleans)")
+    kind: type[Sweep] = Sweep
+    if "host" in fields:  # a diagnostic compares everything with a host
+        from kvpress_eval.diagnostic.study import Study
+
+        kind = Study
     try:
-        return Sweep(**fields)
+        return kind(**fields)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{where}: field '{name}': {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        name, said = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: " + (f"field '{name}': " if name else "") + said[0].lower() + said[1:]) from None

@@ -227,6 +227,8 @@ class CompressedCache(Cache):
                         continue
                     record = decision_record(decided[at], asked[at][row])
                     self.plan.decisions[(layer.index, row)] = record
+                    if self.plan.observer is not None:
+                        self.plan.observer.decided(layer, row, rows[row][at], decided[at])
                 nothing = [torch.empty(0, dtype=torch.long, device=layer.device)] * layer.storage.n_heads
                 layer.storage.keep([nothing if row is None else row[at].kept for row in decisions], limit)
                 layer.steps_at_eviction = max(layer.seen - self._prompt_end(), 0)

@@ -246,6 +246,8 @@ class CompressedLayer(CacheLayerMixin):
         """Keep what the query law needs of these queries, and cut if this was the end of a chunk or of the prompt."""
         end, prompt = first + query.shape[2], self.plan.prompt_length
         assert prompt is not None
+        if self.plan.observer is not None:
+            self.plan.observer.saw(self, query.detach(), first)
         self.evidence.collect(self, query.detach(), first, in_prompt)
         if not in_prompt:
             return

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from kvpress.backend import Backend, BackendRequest
+from kvpress.cache.observer import Observer
 from kvpress.contract import Contract
 from kvpress.slots.access import Aggregate
 from kvpress_kernels.page_pool import PagePool
@@ -115,6 +116,7 @@ class Plan:
     decisions: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
     backends: set[Backend] = field(default_factory=set)
     static_columns: Any = None  # [1] on the device while a decode step is captured
+    observer: Observer | None = None
     graphs: Any = None  # what became of the steps that should be replayed (kvpress/graphs.py)
     pools: dict[tuple[torch.device, PageLayout], PagePool] = field(default_factory=dict)
 

@@ -94,7 +94,7 @@ def _scope(c: Contract) -> str | None:
         return f"access scope '{scope}' gives heads the same scores, so allocation '{c.allocation.kind}' has nothing to divide"
     if scope == "model" and c.allocation.kind != "uniform":
         return "access scope 'model' keeps one set in all layers, which needs allocation 'uniform'"
-    if scope == "model" and c.ranking.kind == "criticalkv":
+    if scope == "model" and getattr(c.ranking, "of", c.ranking).kind == "criticalkv":
         return "ranking 'criticalkv' has two stages, which scope 'model' cannot add up over layers: use scope 'head' or 'layer'"
     if scope != "head" and c.retention.kind in ("greedy_set", "grouped_reserve"):
         return f"retention '{c.retention.kind}' decides per KV head: use access scope 'head'"

@@ -7,10 +7,10 @@ pools and reduces over heads; `weigh` is applied to the result.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, field_validator
 from torch import Tensor
 
 from kvpress.slots.base import Choice
@@ -112,15 +112,19 @@ class Random(Ranking, kind="random"):
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     def weigh(self, pooled: Tensor | None, features: UnitFeatures) -> Tensor:
-        starts = features.starts
-        n_positions = int(starts.max()) + 1 if starts.numel() else 1
-        rows = []
-        for head in range(starts.shape[0]):
-            # one stream per (seed, layer, head): a row gets the same noise alone and in a batch
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + features.layer) * 1_009 + head)
-            noise = torch.rand(n_positions, generator=generator, dtype=torch.float64)
-            rows.append(noise.to(starts.device)[starts[head]])
-        return torch.stack(rows)
+        return position_noise(features.starts, features.layer, self.seed)
+
+
+def position_noise(starts: Tensor, layer: int, seed: int) -> Tensor:
+    """Uniform noise in [0, 1) for units [H, U] at these positions: one stream per (seed, layer, head), so that a row gets
+    the same noise alone and in a batch."""
+    n_positions = int(starts.max()) + 1 if starts.numel() else 1
+    rows = []
+    for head in range(starts.shape[0]):
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + layer) * 1_009 + head)
+        noise = torch.rand(n_positions, generator=generator, dtype=torch.float64)
+        rows.append(noise.to(starts.device)[starts[head]])
+    return torch.stack(rows)
 
 
 class KeyNorm(Ranking, kind="key_norm"):
@@ -130,3 +134,46 @@ class KeyNorm(Ranking, kind="key_norm"):
 
     def weigh(self, pooled: Tensor | None, features: UnitFeatures) -> Tensor:
         return -features.key_norm()
+
+
+class Jittered(Ranking, kind="jittered"):
+    """Another ranking, its scores multiplied by 1 + epsilon * noise: the null arm of a diagnostic.
+
+    It decides like the ranking it wraps but for ties and near ties, so what a comparison finds between the two is what
+    the comparison finds where nothing is.
+    """
+
+    source: ClassVar[str] = "control (an A/A arm)"
+    of: SerializeAsAny[Ranking] = Mass()
+    epsilon: float = Field(default=1e-6, gt=0, le=1e-2)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @field_validator("of", mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Ranking:
+        inner = Ranking.parse(value)
+        if isinstance(inner, Jittered):
+            raise ValueError("'jittered' wraps any other ranking, not itself")
+        return inner
+
+    @property
+    def needs_output_weight(self) -> bool:  # type: ignore[override]
+        return self.of.needs_output_weight
+
+    @property
+    def statistics(self) -> frozenset[str]:
+        return self.of.statistics
+
+    @property
+    def space(self) -> Literal["value", "output"]:
+        return self.of.space
+
+    def exposure(self, statistics: dict[str, Tensor], features: UnitFeatures) -> Tensor:
+        return self.of.exposure(statistics, features)
+
+    def weigh(self, pooled: Tensor | None, features: UnitFeatures) -> Tensor:
+        scores = self.of.weigh(pooled, features)
+        return scores * (1 + self.epsilon * position_noise(features.starts, features.layer, self.seed).to(scores.dtype))
+
+    def first_stage(self, pooled: Tensor | None) -> tuple[float, Tensor] | None:
+        return self.of.first_stage(pooled)

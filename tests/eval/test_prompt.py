@@ -125,6 +125,26 @@ def test_evidence_that_truncation_took_is_counted(chat):
     assert render(chat, sample(evidence=("alpha beta ta eta theta",)), max_tokens=room).evidence_left == 0
 
 
+def test_facts_are_the_tokens_of_the_evidence(chat):
+    asked = sample(evidence=("beta", "zeta eta", "not there"))
+    prompt = render(chat, asked)
+    assert [text(chat, prompt.ids[start:end]) for start, end in prompt.facts] == ["beta", "zeta eta"]
+    shorter = render(chat, asked, max_tokens=len(prompt.ids) - 12)  # takes the middle of the context out
+    assert [text(chat, shorter.ids[start:end]) for start, end in shorter.facts] == ["beta", "zeta eta"]
+    assert shorter.facts[1][0] == prompt.facts[1][0] - 12
+    without = render(chat, asked, max_tokens=len(prompt.ids) - 33)
+    assert [text(chat, without.ids[start:end]) for start, end in without.facts] == []
+    assert render(chat, sample()).facts == ()
+
+
+def test_a_fact_whose_tokens_reach_over_its_ends_is_whole(merging):
+    prompt = render(merging, sample(evidence=("gamma delta",)))
+    ((start, end),) = prompt.facts
+    assert "gamma delta" in text(merging, prompt.ids[start:end])
+    assert "gamma delta" not in text(merging, prompt.ids[start + 1 : end])
+    assert "gamma delta" not in text(merging, prompt.ids[start : end - 1])
+
+
 def test_a_token_over_the_border_belongs_to_the_question(merging):
     prompts = [render(merging, sample(question=q)) for q in ("\nWhich word is third?", "theta?", " Which?")]
     assert len({prompt.n_context for prompt in prompts}) > 1  # in some a token reaches over the border

@@ -72,7 +72,7 @@ def default_of(choice: type[Choice], name: str) -> str:
     field = choice.model_fields[name]
     if field.is_required():
         return "required"
-    value: Any = field.default
+    value: Any = getattr(field.default, "kind", field.default)  # a choice inside a choice is written by its name
     return value if isinstance(value, str) and re.fullmatch(r"[\w+]+", value) else json.dumps(value)
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from kvpress.contract import Contract
@@ -494,3 +495,24 @@ def test_heads_that_store_different_tokens_score_like_each_head_alone():
             alone_queries = Queries(LAYER.query[h : h + 1], queries.positions, queries.weights)
             alone = Problem(UnitFeatures(alone_spec, [groups[h]], 1), alone_queries, None, None, TOKENS, 5, 0, 1)
             same(together[h : h + 1, : at.numel()], score(c, alone).scores)
+
+
+@pytest.mark.parametrize("of", ["mass", "mii", "vatp", "criticalkv", {"kind": "nolev", "norm_space": "output"}])
+def test_jitter_changes_scores_by_epsilon_at_most_and_differs_between_units(of):
+    plain, jittered = (
+        LAYER.scores(contract(ranking)) for ranking in (of, {"kind": "jittered", "of": of, "epsilon": 1e-3})
+    )
+    ratio = jittered / plain
+    assert bool(((ratio >= 1) & (ratio <= 1 + 1e-3)).all())
+    assert len(set(ratio.flatten().tolist())) > ratio.numel() // 2
+    same(LAYER.scores(contract({"kind": "jittered", "of": of, "epsilon": 1e-3})), jittered)
+    other = LAYER.scores(contract({"kind": "jittered", "of": of, "epsilon": 1e-3, "seed": 1}))
+    assert not torch.equal(other, jittered)
+
+
+def test_jitter_wraps_no_jitter_and_keeps_its_inner_choice_in_the_id():
+    with pytest.raises(ContractError, match="wraps any other"):
+        contract({"kind": "jittered", "of": "jittered"})
+    one, two = (contract({"kind": "jittered", "of": of}) for of in ("mass", "mii"))
+    assert one.id != two.id
+    assert Contract.build(yaml.safe_load(one.to_yaml())) == one
