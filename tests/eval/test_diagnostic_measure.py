@@ -113,7 +113,8 @@ def test_the_distance_of_an_arms_own_law(block):
     starts = torch.arange(0, PROMPT + 3, block)  # a late cut has units of the answer too
     generator = torch.Generator().manual_seed(5)
     exposure = torch.rand(HEADS, starts.numel(), generator=generator, dtype=torch.float64)
-    law = Law(exposure, starts.expand(HEADS, -1), torch.ones(HEADS, starts.numel(), dtype=torch.bool), 4, 0, 0, None)
+    real = torch.ones(HEADS, starts.numel(), dtype=torch.bool)
+    law = Law(exposure, exposure, starts.expand(HEADS, -1), real, ~real, 4, 0, 0, None)
     found = access_measures(seen, random_sets(1, 1), {0: law}, ())
     one, expected = seen.layers[0], []
     units = [range(s, min(s + block, PROMPT)) for s in range(0, PROMPT, block)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,26 @@ import torch
 from torch import Tensor
 
 from kvpress.cache import CompressedCache, can_join, join
+from kvpress.contract import differences
 from kvpress_eval.arms import Arm
 from kvpress_eval.decode import Stop
 from kvpress_eval.diagnostic.attribution import counterfactuals, verdict_of
-from kvpress_eval.diagnostic.finding import Finding, MarginMeasures, Replay, Verdict, pack_counts
+from kvpress_eval.diagnostic.boundary import (
+    choose_units,
+    exchange_at_random,
+    exchange_measures,
+    unit_measures,
+    without_unit,
+)
+from kvpress_eval.diagnostic.finding import (
+    ExchangeMeasures,
+    Finding,
+    MarginMeasures,
+    Replay,
+    UnitMeasures,
+    Verdict,
+    pack_counts,
+)
 from kvpress_eval.diagnostic.measure import KeptSets, access_measures, fit_measures, value_measures
 from kvpress_eval.diagnostic.replay import Reading, answer_sets, read_reference, read_sets
 from kvpress_eval.diagnostic.witness import Notes, Witness, bear_witness
@@ -47,11 +63,14 @@ class _Case:
 
 
 class Examiner(Engine):
-    """An engine whose answers carry findings. measuring: what is measured, and which failures are replayed."""
+    """An engine whose answers carry findings. measuring: what is measured, and which failures are replayed; host: the contract whose
+    boundary is looked at."""
 
-    def __init__(self, model: Any, tokenizer: Any, arms: Sequence[Arm], measuring: Measuring, **options: Any) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, arms: Sequence[Arm], measuring: Measuring, host: str, **options: Any
+    ) -> None:
         super().__init__(model, tokenizer, arms, **options)
-        self.measuring = measuring
+        self.measuring, self.host = measuring, host
 
     def _cache(self, arm: Arm, reference: Tensor, draw: str) -> CompressedCache:
         cache = super()._cache(arm, reference, draw)
@@ -67,13 +86,15 @@ class Examiner(Engine):
         scores = {name: scorer(one.text, sample).value for name, (_, one) in by_arm.items()}
         solved = scores[FULL] >= self.measuring.failing.full and answer.ids
         ids = answer.ids if solved else self._right_answer(sample)
-        notes = read.cache.plan.observer
-        assert isinstance(notes, Notes)
-        witness = bear_witness(self.model, read.cache, notes, tail, ids[: self.measuring.max_reference])
+        witness = bear_witness(self.model, read.cache, _notes(read), tail, ids[: self.measuring.max_reference])
         case = _Case(sample, prompt, tail, read.cache, read.logits, witness, answer if solved else None, scores)
         readings = self._readings(case, reads)
+        findings = {read.arm.name: self._finding(case, read, readings[read.arm.name]) for read in reads}
+        if int(prompt.sha[-4:], 16) < self.measuring.boundary * 0x10000:
+            for name, found in self._boundary(case, reads, readings):
+                findings[name] = findings[name].model_copy(update=found)
         return [
-            replace(one, measures=self._finding(case, read, readings[read.arm.name]).model_dump(mode="json"))
+            replace(one, measures=findings[read.arm.name].model_dump(mode="json"))
             for read, one in zip(reads, answers, strict=True)
         ]
 
@@ -98,8 +119,7 @@ class Examiner(Engine):
         return found | dict(zip([read.arm.name for read in others], readings, strict=True))
 
     def _finding(self, case: _Case, read: Read, reading: Reading) -> Finding:
-        witness, notes, arm = case.witness, read.cache.plan.observer, read.arm
-        assert isinstance(notes, Notes)
+        witness, laws = case.witness, _notes(read).laws
         margin = MarginMeasures(
             reference="sample" if case.reference is None else "full",
             lowest=reading.lowest,
@@ -109,16 +129,16 @@ class Examiner(Engine):
         )
         heads = sum(layer.keys.shape[0] for layer in witness.layers.values())
         facts = tuple(case.facts)
-        if arm.budget is None:
+        if read.arm.budget is None:
             return Finding(access=None, value=None, fit=None, margin=margin, kept=None, heads=heads, gold=facts)
         kept = kept_sets(read.cache, witness)
         verdict, replays = self._attribute(case, read, kept)
         counts = sum(mask.long().sum(0).cpu() for mask in kept.values())
         assert isinstance(counts, Tensor)
         return Finding(
-            access=access_measures(witness, kept, notes.laws, facts),
+            access=access_measures(witness, kept, laws, facts),
             value=value_measures(witness, kept),
-            fit=fit_measures(notes.laws),
+            fit=fit_measures(laws),
             margin=margin,
             kept=pack_counts(counts.numpy()),
             heads=heads,
@@ -126,6 +146,34 @@ class Examiner(Engine):
             verdict=verdict,
             replays=replays,
         )
+
+    def _boundary(
+        self, case: _Case, reads: Sequence[Read], readings: dict[str, Reading]
+    ) -> Iterator[tuple[str, dict[str, ExchangeMeasures | UnitMeasures]]]:
+        """Exchanges and units at the host's boundary, for every budget; by arm."""
+        measuring, seed = self.measuring, int(case.prompt.sha[:8], 16)
+
+        def read_all(sets: list[KeptSets]) -> list[Reading]:
+            return read_sets(self.model, case.full, case.witness, case.tail, sets, measuring.rows)
+
+        for host in reads:
+            if host.arm.contract is None or host.arm.contract.name != self.host:
+                continue
+            laws, kept = _notes(host).laws, kept_sets(host.cache, case.witness)
+            if any(int(law.valid.sum()) < law.valid.shape[0] * case.witness.n_prompt for law in laws.values()):
+                continue  # the boundary is one of single tokens
+            rivals = [read for read in reads if _differs_in_ranking(host.arm, read.arm)]
+            for rival in rivals:
+                own = kept_sets(rival.cache, case.witness)
+                moved = any(bool((kept[index] & ~own[index]).any()) for index in kept)
+                drawn = [exchange_at_random(kept, own, laws, seed + i) for i in range(measuring.draws if moved else 0)]
+                host_reading, reading = readings[host.arm.name], readings[rival.arm.name]
+                found = exchange_measures(kept, own, laws, host_reading, reading, read_all(drawn))
+                yield rival.arm.name, {"exchange": found}
+            units = choose_units(kept, laws, measuring.width, measuring.units, seed)
+            left_out = read_all([without_unit(case.witness, unit) for unit in units])
+            by_ranking = {read.arm.contract.name: _notes(read).laws for read in [host, *rivals] if read.arm.contract}
+            yield host.arm.name, {"units": unit_measures(units, left_out, by_ranking, case.witness.n_prompt)}
 
     def _attribute(self, case: _Case, read: Read, kept: KeptSets) -> tuple[Verdict | None, tuple[Replay, ...]]:
         """Replay a failure; "none" where nothing failed, None where the study does not ask."""
@@ -136,11 +184,10 @@ class Examiner(Engine):
         full, arm = case.scores[FULL], case.scores[read.arm.name]
         if case.reference is None or not self.measuring.failing.fails(full, arm):
             return "none", ()
-        notes = read.cache.plan.observer
-        assert isinstance(notes, Notes)
-        if not notes.laws:  # an answer that ended before its cache was due to be cut
+        laws = _notes(read).laws
+        if not laws:  # an answer that ended before its cache was due to be cut
             return None, ()
-        budgets = {index: law.budget for index, law in notes.laws.items()}
+        budgets = {index: law.budget for index, law in laws.items()}
         found = counterfactuals(contract, case.witness, kept, budgets, case.facts, int(case.prompt.sha[:8], 16))
         sets = dict(found.sets)
         if _holds_exact_values(read.cache, case.witness):
@@ -182,6 +229,17 @@ class Examiner(Engine):
         )  # fmt: skip
         scorer = find_scorer(case.sample.metric)
         return {name: scorer(self._text(one), case.sample).value for name, one in zip(sets, decoded, strict=True)}
+
+
+def _notes(read: Read) -> Notes:
+    notes = read.cache.plan.observer
+    assert isinstance(notes, Notes)
+    return notes
+
+
+def _differs_in_ranking(host: Arm, other: Arm) -> bool:
+    assert host.contract is not None
+    return other.contract is not None and differences(host.contract, other.contract) == ["ranking"]
 
 
 def kept_sets(cache: CompressedCache, witness: Witness) -> KeptSets:

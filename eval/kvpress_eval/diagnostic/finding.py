@@ -106,10 +106,42 @@ class Replay(_Part):
     exchanged: float
 
 
+class ExchangeMeasures(_Part):
+    """What another ranking exchanges at the host's boundary, and what that does (arXiv 2605.08234 Lemma 1, section 2).
+
+    exchanged: share of the host's kept tokens that the arm does not keep. near: share of the exchanged tokens, in and out, whose rank under the
+    host is within a tenth of the kept count of the threshold; None where nothing is exchanged. gain: divergence of the host minus that of the arm,
+    in nats; above 0 the exchange helped. chance: the same for as many tokens of each head exchanged at random, mean over draws; None
+    where nothing is exchanged.
+    """
+
+    exchanged: float
+    near: float | None
+    gain: float
+    chance: float | None
+
+
+class UnitMeasures(_Part):
+    """How well scores order single units by what leaving them out of the full cache does to the next tokens.
+
+    n: units, each a run of neighbouring tokens taken out of every head. divergence: mean over the units of KL(full || without it), in nats; spearman, auc: of
+    each ranking's score of the unit, a mean over heads of the unit's share of the head's scores, with that divergence; auc is for the half of
+    the units with the larger one. None where one side does not vary.
+    """
+
+    n: int
+    divergence: float
+    spearman: dict[str, float | None]
+    auc: dict[str, float | None]
+
+
 class Finding(_Part):
-    """Everything measured on one sample under one arm. kept: `pack_counts` of how many heads keep each token of the prompt; heads: out of how
-    many. gold: [start, end) tokens of each fact in the prompt. verdict: None where the arm was not tried (the full cache, and arms that
-    the study leaves out)."""
+    """Everything measured on one sample under one arm.
+
+    kept: `pack_counts` of how many heads keep each token of the prompt; heads: out of how many. gold: [start, end) tokens of each fact in the
+    prompt. verdict: None where the arm was not tried (the full cache, and arms that the study leaves out). exchange: of arms that differ from the
+    host in the ranking alone; units: of the host; both on a share of the samples only (`Measuring.boundary`).
+    """
 
     access: AccessMeasures | None
     value: ValueMeasures | None
@@ -120,6 +152,8 @@ class Finding(_Part):
     gold: tuple[tuple[int, int], ...] = ()
     verdict: Verdict | None = None
     replays: tuple[Replay, ...] = ()
+    exchange: ExchangeMeasures | None = None
+    units: UnitMeasures | None = None
 
 
 def finding_of(record: Record) -> Finding | None:

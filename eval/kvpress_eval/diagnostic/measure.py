@@ -104,7 +104,7 @@ def value_measures(witness: Witness, kept: KeptSets) -> ValueMeasures:
     return ValueMeasures(
         predicted=float(torch.cat(predicted).mean()),
         measured=float(torch.cat(measured).mean()),
-        agreement=_spearman(torch.cat(predicted), torch.cat(measured)),
+        agreement=spearman(torch.cat(predicted), torch.cat(measured)),
         by_layer=tuple(round(float(layer.mean()), 5) for layer in measured),
         by_step=tuple(round(float(step), 5) for step in torch.stack(steps).mean(0)),
     )
@@ -134,7 +134,7 @@ def fit_measures(laws: dict[int, Law]) -> FitMeasures:
     )
 
 
-def _spearman(a: Tensor, b: Tensor) -> float | None:
+def spearman(a: Tensor, b: Tensor) -> float | None:
     """Rank correlation; None where one side does not vary."""
     from scipy.stats import spearmanr
 

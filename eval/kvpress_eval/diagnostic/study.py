@@ -78,8 +78,10 @@ class Failing(_Fields):
 class Measuring(_Fields):
     """What is measured beside the scores.
 
-    max_reference: tokens of the reference answer that are read; longer ones are cut. attribute: arms whose failures are replayed;
-    None for all, () for none. answer_slack: tokens by which a replay's text may be longer than the reference. rows: of one batch of replays.
+    max_reference: tokens of the reference answer that are read; longer ones are cut. attribute: arms whose failures are replayed; None for
+        all, () for none. answer_slack: tokens by which a replay's text may be longer than the reference. rows: of one batch of replays.
+    boundary: share of the samples, drawn by their prompt's digest, on which rankings are compared at the host's boundary. draws: exchanges at
+        random for each ranking. units, width: how many units are left out of the full cache one at a time, and their tokens.
     """
 
     max_reference: int = Field(default=64, ge=2)
@@ -87,6 +89,10 @@ class Measuring(_Fields):
     failing: Failing = Failing()
     answer_slack: int = Field(default=16, ge=0)
     rows: int = Field(default=8, ge=1)
+    boundary: float = Field(default=0.5, ge=0, le=1)
+    draws: int = Field(default=2, ge=1)
+    units: int = Field(default=16, ge=4)
+    width: int = Field(default=8, ge=1)
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,7 @@ class Study(Sweep):
             tokenizer,
             arms,
             self.measure,
+            self.host_name,
             backend=self.backend,
             chunk=self.prefill_chunk,
             batch=self.batch_arms,

@@ -22,12 +22,14 @@ from kvpress_kernels.reference.window_scores import attention_probs
 
 @dataclass(frozen=True)
 class Law:
-    """What an arm knew of one layer when it cut it: exposures [H, U] (None where its ranking reads no attention), the first position [H, U] of
-    the units, which of them are real [H, U], and the budget in tokens per head."""
+    """What an arm knew of one layer when it cut it: exposures [H, U] (None where its ranking reads no attention), scores [H, U], the first
+    position [H, U] of the units, which of them are real and which are protected [H, U], and the budget in tokens per head."""
 
     exposure: Tensor | None
+    scores: Tensor
     starts: Tensor
     valid: Tensor
+    protected: Tensor
     budget: int
     eps_lat: int
     ties: int
@@ -51,8 +53,10 @@ class Notes:
         exposure = scored.scores if getattr(ranking, "of", ranking).kind == "mass" else scored.mass
         self.laws[layer.index] = Law(
             exposure=None if exposure is None else exposure.clone(),
+            scores=scored.scores.clone(),
             starts=features.starts,
             valid=features.valid,
+            protected=scored.protected,
             budget=scored.problem.budget,
             eps_lat=sum(decision.eps_lat),
             ties=decision.ties,
