@@ -96,6 +96,13 @@ def load(
     return model, tokenizer
 
 
+def load_tokenizer(source: str | Path) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
+    """The tokenizer and the config of a model whose weights are not needed; source and errors as in `load`."""
+    origin = find_origin(source)
+    with one_sentence(origin, torch.device("cpu")):
+        return _load_tokenizer(origin, False), AutoConfig.from_pretrained(origin.name, **origin.arguments)
+
+
 def find_origin(source: str | Path) -> Origin:
     """Tell a .gguf file, a local folder and a hub id apart; raises InputError for what is none of them."""
     path = Path(source).expanduser()

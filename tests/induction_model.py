@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
-from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
-from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
+from transformers.models.llama.configuration_llama import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from kvpress_eval.sample import Sample
 
@@ -29,10 +29,11 @@ def slots(n: int) -> torch.Tensor:
     return torch.cat([torch.arange(FIRST_STEADY, half), torch.arange(half + FIRST_STEADY, HEAD_DIM)])[:n]
 
 
-def induction_model(sharpness: float = 24.0) -> Qwen2ForCausalLM:
+def induction_model(sharpness: float = 24.0) -> LlamaForCausalLM:
     """The model, float32; two KV heads with one query head each, of which the second does nothing."""
     n = len(WORDS)
-    config = Qwen2Config(
+    config = LlamaConfig(
+        attention_bias=True,
         vocab_size=n,
         hidden_size=3 * n,
         intermediate_size=8,
@@ -47,7 +48,7 @@ def induction_model(sharpness: float = 24.0) -> Qwen2ForCausalLM:
         pad_token_id=1,
         bos_token_id=None,
     )
-    model = Qwen2ForCausalLM(config).float().eval()
+    model = LlamaForCausalLM(config).float().eval()
     eye, word = torch.eye(n), slots(n)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -146,8 +146,7 @@ class Runner:
             for task in tasks_of(choice):
                 wanted = limit or choice.limit or self.sweep.limit
                 length = choice.length if task.needs_length else None
-                request = Request(self.tokenizer, self.data, length, wanted, self.sweep.seed, self.sweep.chat)
-                items = read_items(task, request, metric=choice.metric, limit=self.sweep.max_length, context=context)
+                items = read_task(self.sweep, choice, task, self.tokenizer, self.data, context, wanted)
                 if limit is None:
                     facts = {"n": len(items), "official": task.official, "caveat": task.caveat}
                     self._note_task(task_key(task.name, length), facts)
@@ -193,6 +192,21 @@ class Runner:
             for item, arms, ones in zip(unit.items, missing, answers, strict=True)
             for arm in arms
         ]
+
+
+def read_task(
+    sweep: Sweep,
+    choice: TaskChoice,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Data,
+    context: int | None,
+    limit: int | None,
+) -> list[Item]:
+    """The samples of one task of a sweep with their prompts. context: tokens that the model can read; limit: of samples."""
+    length = choice.length if task.needs_length else None
+    request = Request(tokenizer, data, length, limit, sweep.seed, sweep.chat)
+    return read_items(task, request, metric=choice.metric, limit=sweep.max_length, context=context)
 
 
 def tasks_of(choice: TaskChoice) -> Sequence[Task]:

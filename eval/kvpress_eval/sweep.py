@@ -120,16 +120,7 @@ def load_sweep(source: str | Path, *, length: int | None = None, limit: int | No
         path = sweeps_folder() / f"{source}.yaml"
         if not path.is_file():
             raise InputError(f"there is no sweep '{source}': give a .yaml file, or one of {', '.join(known)}")
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"sweep file '{path}' is over {MAX_BYTES // 1024} KiB")
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"sweep file '{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a date that is none is a ValueError
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise InputError(f"sweep file '{path}' is no valid YAML{where}") from None
+    fields = read_yaml(path)
     if not isinstance(fields, dict):
         raise InputError(f"sweep file '{path}' holds no mapping of fields")
     name = re.sub(r"[^\w.-]+", "-", path.stem)
@@ -138,6 +129,24 @@ def load_sweep(source: str | Path, *, length: int | None = None, limit: int | No
     data = tuple(str(Path(place).expanduser().resolve()) for place in sweep.data)
     tasks = tuple(_changed(task, length, limit) for task in sweep.tasks)
     return sweep.model_copy(update={"data": data, "tasks": tasks, "limit": limit or sweep.limit})
+
+
+def read_yaml(path: Path) -> Any:
+    """What a small YAML file of settings holds.
+
+    Raises:
+        InputError: the file is missing, too large, or no YAML.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"sweep file '{path}' is over {MAX_BYTES // 1024} KiB")
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"sweep file '{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a date that is none is a ValueError
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise InputError(f"sweep file '{path}' is no valid YAML{where}") from None
 
 
 def _changed(task: TaskChoice, length: int | None, limit: int | None) -> TaskChoice:

@@ -29,7 +29,8 @@ class Aggregate(Access, kind="aggregate"):
     query_reducer: over queries; `mean` divides by the total weight, `max` is KVzip's.
     head_reducer: over the query heads of a KV head, and over KV heads in a wider scope; layers are always summed (eq. 11).
     scope: `head` lets each KV head decide, `layer` gives all heads of a layer one set, `model` gives all layers one set.
-    layers, layer_weights: which layers speak in scope `model`, and their beta (all, 1 by default).
+    layers, layer_weights: which layers speak in scope `model`, and their beta (all, 1 by default). band: the same as a share of the depth,
+        [from, to), for contracts that many models share.
     """
 
     source: ClassVar[str] = "arXiv 2605.08234 eq. 4-5, 11; pooling: arXiv 2404.14469"
@@ -41,6 +42,7 @@ class Aggregate(Access, kind="aggregate"):
     scope: Literal["head", "layer", "model"] = "head"
     layers: tuple[int, ...] = ()
     layer_weights: tuple[float, ...] = ()
+    band: tuple[float, float] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Aggregate:
@@ -52,6 +54,11 @@ class Aggregate(Access, kind="aggregate"):
             raise ValueError("'debias' divides a sum by a count, which has no meaning after query_reducer 'max'")
         if self.layers and self.scope != "model":
             raise ValueError("'layers' chooses who speaks in scope 'model'; this scope lets every layer decide itself")
+        if self.band is not None:
+            if self.scope != "model" or self.layers:
+                raise ValueError("'band' chooses who speaks in scope 'model', in place of 'layers'")
+            if not 0 <= self.band[0] < self.band[1] <= 1:
+                raise ValueError("'band' is a part of the depth, such as [0.5, 0.8]")
         if len(set(self.layers)) != len(self.layers) or min(self.layers, default=0) < 0:
             raise ValueError("'layers' are counted from 0, each named once")
         if self.layer_weights and len(self.layer_weights) != len(self.layers):
@@ -78,6 +85,10 @@ class Aggregate(Access, kind="aggregate"):
     def combine_layers(self, scores: list[Tensor]) -> Tensor:
         """Scope `model`: one score per unit from every layer's [U] scores (eq. 11: sum over L* with weights beta)."""
         chosen = self.layers or tuple(range(len(scores)))
+        if self.band is not None:
+            # at least one layer speaks, however shallow the model
+            first = min(int(self.band[0] * len(scores)), len(scores) - 1)
+            chosen = tuple(range(first, max(round(self.band[1] * len(scores)), first + 1)))
         weights = self.layer_weights or (1.0,) * len(chosen)
         target = scores[0].device
         return torch.stack([w * scores[i].to(target) for i, w in zip(chosen, weights, strict=True)]).sum(0)

@@ -41,7 +41,7 @@ def test_a_file_name_with_a_space_names_a_sweep(tmp_path):
 @pytest.mark.parametrize("name", sorted(path.stem for path in sweeps_folder().glob("*.yaml")))
 def test_the_sweeps_that_come_with_the_package_are_whole(name):
     sweep = load_sweep(name)
-    arms = make_arms(sweep.contracts, sweep.budgets)
+    arms = sweep.arms()
     assert arms[0].name == "full"
     assert all(tasks_of(choice) for choice in sweep.tasks)
 

@@ -464,6 +464,22 @@ def test_scope_model_keeps_one_set_in_all_layers(chosen):
         assert [kept.tolist() for kept in decision.kept] == [best] * HEADS
 
 
+@pytest.mark.parametrize(
+    ("band", "n_layers", "layers"),
+    [
+        ((0, 1), 3, [0, 1, 2]),
+        ((0.5, 0.8), 24, list(range(12, 19))),
+        ((0.5, 0.8), 1, [0]),
+        ((0.9, 1), 4, [3]),
+        ((0, 0.1), 2, [0]),
+    ],
+)
+def test_a_band_is_layers_by_their_share_of_the_depth(band, n_layers, layers):
+    scores = [torch.eye(n_layers)[i] for i in range(n_layers)]
+    access = contract(access={"kind": "aggregate", "scope": "model", "band": band}).access
+    assert access.combine_layers(scores).nonzero().flatten().tolist() == layers
+
+
 # --- stops -----------------------------------------------------------------------------------------------------------
 
 

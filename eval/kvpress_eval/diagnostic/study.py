@@ -14,16 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from kvpress.contract import Contract, differences, resolve
 from kvpress.errors import ContractError
 from kvpress_eval.arms import Arm, make_arms
 from kvpress_eval.diagnostic.finding import Stage
 from kvpress_eval.records import FULL
-from kvpress_eval.sweep import Sweep, _Fields
+from kvpress_eval.sweep import Sweep, _Fields, read_yaml, sweeps_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -116,8 +117,11 @@ class Comparison:
 
 
 class Study(Sweep):
-    """A sweep with a host. swaps: the arms, in the order in which they are shown. Beside them run the host, the null arm (the host's ranking with
-    negligible noise) and the oracle arm (the host with the queries of a right answer)."""
+    """A sweep with a host.
+
+    swaps: the arms, in the order in which they are shown; or the name of a set of them (`configs/swaps`), or a .yaml file with one. Beside
+        them run the host, the null arm (the host's ranking with negligible noise) and the oracle arm (the host with the queries of a right answer).
+    """
 
     host: str | dict[str, Any]
     swaps: dict[Name, Swap] = Field(default_factory=dict)
@@ -125,6 +129,11 @@ class Study(Sweep):
     measure: Measuring = Measuring()
     _contracts: dict[str, Contract] = PrivateAttr(default_factory=dict)
     _comparisons: tuple[Comparison, ...] = PrivateAttr(default=())
+
+    @field_validator("swaps", mode="before")
+    @classmethod
+    def _named_swaps(cls, value: Any) -> Any:
+        return load_swaps(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _build(self) -> Self:
@@ -187,6 +196,29 @@ class Study(Sweep):
             chunk=self.prefill_chunk,
             batch=self.batch_arms,
         )
+
+
+def swaps_folder() -> Path:
+    """The folder of the sets of swaps that come with the package."""
+    return sweeps_folder().parent / "swaps"
+
+
+def load_swaps(source: str) -> dict[str, Any]:
+    """A set of swaps by its name, or from a .yaml file.
+
+    Raises:
+        ValueError: there is none, or it is no mapping.
+    """
+    known = {path.stem: path for path in sorted(swaps_folder().glob("*.yaml"))}
+    path = known.get(source, Path(source))
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        raise ValueError(
+            f"there is no set of swaps '{source}': give a mapping, a .yaml file, or one of {', '.join(known)}"
+        )
+    found = read_yaml(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"'{path}' holds no mapping of arms")
+    return found
 
 
 def _contract(name: str, swap: Swap, base: Contract) -> Contract:
