@@ -149,15 +149,17 @@ class Runner:
                 items = read_task(self.sweep, choice, task, self.tokenizer, self.data, context, wanted)
                 if limit is None:
                     facts = {"n": len(items), "official": task.official, "caveat": task.caveat}
-                    self._note_task(task_key(task.name, length), facts)
+                    self._note_task(task_key(task.name, length), facts, self.sweep.notes(task.name, items))
                 yield task, length, items
 
-    def _note_task(self, key: str, facts: dict[str, Any]) -> None:
-        """Put a task's facts and the data files that it has read into the manifest."""
+    def _note_task(self, key: str, facts: dict[str, Any], notes: dict[str, dict[str, Any]]) -> None:
+        """Put a task's facts, the sweep's notes on it and the data files that it has read into the manifest."""
 
         def note(manifest: dict[str, Any]) -> None:
             manifests.check_data(manifest, self.data.used)
             manifest["tasks"][key] = facts
+            for part, entries in notes.items():
+                manifest.setdefault(part, {}).update(entries)
 
         if self.folder is not None:
             self.manifest = manifests.update(self.folder, note)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from kvpress_eval.engine import Engine
+    from kvpress_eval.units import Item
 
 #: a sweep file is a page of text; anything larger is a mistake or an attack
 MAX_BYTES = 256 * 1024
@@ -88,6 +89,10 @@ class Sweep(_Fields):
             ContractError: a contract does not exist or does not fit a budget. InputError: two arms have one name.
         """
         return make_arms(self.contracts, self.budgets)
+
+    def notes(self, task: str, items: Sequence[Item]) -> dict[str, dict[str, Any]]:
+        """What a manifest should hold of a task's samples beside their number: part of the manifest -> entries."""
+        return {}
 
     def engine(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arms: Sequence[Arm]) -> Engine:
         """What answers prompts under these arms."""

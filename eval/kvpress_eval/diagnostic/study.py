@@ -22,6 +22,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from kvpress.contract import Contract, differences, resolve
 from kvpress.errors import ContractError
 from kvpress_eval.arms import Arm, make_arms
+from kvpress_eval.diagnostic.coupling import task_coupling
 from kvpress_eval.diagnostic.finding import Stage
 from kvpress_eval.records import FULL
 from kvpress_eval.sweep import Sweep, _Fields, read_yaml, sweeps_folder
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from kvpress_eval.engine import Engine
+    from kvpress_eval.units import Item
 
 #: the stage that each slot belongs to (arXiv 2605.08234 Fig. 1). The paper has no representation; it changes what a kept token gives
 STAGE_OF_SLOT: dict[str, Stage] = {
@@ -182,6 +184,10 @@ class Study(Sweep):
                 at = resolve(contract, budget)
                 arms.append(Arm(f"{name}@{at.budget.short}", at))
         return arms
+
+    def notes(self, task: str, items: Sequence[Item]) -> dict[str, dict[str, Any]]:
+        """The task's support coupling, fixed before its first answer."""
+        return {"coupling": {task: task_coupling([item.sample.context for item in items])}}
 
     def engine(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arms: Sequence[Arm]) -> Engine:
         from kvpress_eval.diagnostic.examiner import Examiner
