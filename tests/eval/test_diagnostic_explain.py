@@ -129,6 +129,16 @@ def test_a_prompt_that_has_changed_is_noticed(run, tmp_path):
         explain(tmp_path, "0")
 
 
+def test_a_sample_that_is_there_twice_must_be_named_in_full(run, tmp_path):
+    (tmp_path / "manifest.json").write_bytes((run / "manifest.json").read_bytes())
+    records = read_run(run)
+    twice = [*records, *(one.model_copy(update={"mode": "query_agnostic"}) for one in records)]
+    (tmp_path / "records.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in twice))
+    with pytest.raises(InputError, match="say which with --mode"):
+        explain(tmp_path, "0")
+    assert explain(tmp_path, "0", mode="query_aware").record.mode == "query_aware"
+
+
 def test_packed_counts_come_back_and_rubbish_does_not():
     import numpy as np
 

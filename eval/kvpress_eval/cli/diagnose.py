@@ -78,6 +78,8 @@ def explain(
         str | None, typer.Option(help="Such as snapkv@5%; by default the first one that lost the answer.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="Where several tasks have the sample.")] = None,
+    length: Annotated[int | None, typer.Option(help="Where the task ran at several lengths.")] = None,
+    mode: Annotated[str | None, typer.Option(help="query_aware or query_agnostic, where both ran.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="The whole text, not only what matters.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
@@ -87,7 +89,7 @@ def explain(
         from kvpress_eval.diagnostic.explain import explain as find
         from kvpress_eval.diagnostic.explain_view import to_json, view
 
-    found = find(run, sample, arm=arm, task=task)
+    found = find(run, sample, arm=arm, task=task, length=length, mode=mode)
     if as_json:
         print_json(to_json(found))
     else:

@@ -55,26 +55,44 @@ class Explanation:
     pieces: list[Piece]
 
 
-def explain(folder: Path, sample: str, *, arm: str | None = None, task: str | None = None) -> Explanation:
+def explain(
+    folder: Path,
+    sample: str,
+    *,
+    arm: str | None = None,
+    task: str | None = None,
+    length: int | None = None,
+    mode: str | None = None,
+) -> Explanation:
     """Explain one sample of a run; the model's weights are not needed.
 
-    sample: its id, or "task/sample". arm: with budget; by default the first one with a verdict on a failure, else the first one measured.
+    sample: its id, or "task/sample". arm: with budget; by default the first one with a verdict on a failure, else the first one
+        measured. task, length, mode: where several have the sample.
 
     Raises:
-        InputError: there is no such sample or arm, it was not measured, or its prompt is not what it was.
+        InputError: there is no such sample or arm, several are meant, it was not measured, or its prompt is not what it was.
     """
-    records = [one for one in read_run(folder) if _is(one, sample, task)]
-    tasks = sorted({one.task for one in records})
+    everything = read_run(folder)
+    records = [
+        one
+        for one in everything
+        if _is(one, sample, task) and length in (None, one.length) and mode in (None, one.mode)
+    ]
     if not records:
+        known = list(dict.fromkeys(f"{one.task}/{one.sample}" for one in everything))
         raise InputError(
-            f"'{folder}' has no sample '{sample}'" + (f" in task '{task}'" if task else "") + _known(folder)
+            f"'{folder}' has no sample '{sample}'"
+            + (f" in task '{task}'" if task else "")
+            + f"; it has {len(known)} samples, such as {', '.join(known[:3])}"
         )
-    if len(tasks) > 1:
-        raise InputError(f"sample '{sample}' is in {', '.join(tasks)}: say which with --task")
+    for name in ("task", "length", "mode"):
+        found = dict.fromkeys(str(getattr(one, name)) for one in records)
+        if len(found) > 1:
+            raise InputError(f"sample '{sample}' is there for {name} {' and '.join(found)}: say which with --{name}")
     record = _choose(records, arm, sample)
     finding = finding_of(record)
     assert finding is not None
-    full = next(one for one in records if one.arm == FULL and one.mode == record.mode)
+    full = next(one for one in records if one.arm == FULL)
     item, tokenizer = _item(folder, record)
     if item.prompt.sha != record.prompt_sha:
         raise InputError(
@@ -86,11 +104,6 @@ def explain(folder: Path, sample: str, *, arm: str | None = None, task: str | No
 def _is(record: Record, sample: str, task: str | None) -> bool:
     named = task is None or task in (record.task, record.task.rpartition("/")[2])
     return named and sample in (record.sample, f"{record.task}/{record.sample}")
-
-
-def _known(folder: Path) -> str:
-    found = dict.fromkeys(f"{one.task}/{one.sample}" for one in read_run(folder))
-    return f"; it has {len(found)} samples, such as {', '.join(list(found)[:3])}" if found else ""
 
 
 def _choose(records: Sequence[Record], arm: str | None, sample: str) -> Record:
