@@ -10,6 +10,7 @@ from kvpress.errors import InputError
 from kvpress_eval.diagnostic.explain import explain
 from kvpress_eval.diagnostic.explain_view import to_json, view
 from kvpress_eval.diagnostic.finding import pack_counts, unpack_counts
+from kvpress_eval.diagnostic.words import base_sentence
 from kvpress_eval.records import read_run
 from kvpress_eval.runner import Runner
 from kvpress_eval.sweep import parse_sweep
@@ -82,6 +83,7 @@ def test_the_view_says_the_verdict_and_shows_the_evidence(run, everything):
     assert "lost this answer in stage I access" in text
     assert "As many tokens exchanged at random" in text
     assert "full cache" in text
+    assert "Its base host@20% has the answer: here the swap of access lost it." in text
     assert " ".join(lookup_sample(0).evidence[0].split()[:2]) in text
     assert ("tokens ...]" in text) is not everything
 
@@ -90,6 +92,7 @@ def test_an_arm_that_did_not_fail_is_explained_too(run):
     found = explain(run, "0", arm="host@20%", task="lookup")
     assert "did not lose this answer" in text_of(view(found))
     assert not found.finding.replays
+    assert found.base is None
 
 
 def test_the_object_is_plain_json(run):
@@ -97,6 +100,7 @@ def test_the_object_is_plain_json(run):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["finding"]["verdict"] == "access"
     assert found["sentence"].startswith("unpooled@20% lost this answer")
+    assert found["base"] == {"arm": "host@20%", "slots": ["access"], "score": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -137,6 +141,14 @@ def test_a_sample_that_is_there_twice_must_be_named_in_full(run, tmp_path):
     with pytest.raises(InputError, match="say which with --mode"):
         explain(tmp_path, "0")
     assert explain(tmp_path, "0", mode="query_aware").record.mode == "query_aware"
+
+
+@pytest.mark.parametrize(
+    ("base", "arm", "told"),
+    [(1, 0, "has the answer"), (0.5, 0, "does better"), (0, 1, "helped here"), (0.5, 0.5, "changes nothing here")],
+)
+def test_what_the_base_does_with_the_sample(base, arm, told):
+    assert told in base_sentence("snapkv@5%", ["ranking"], base, arm, 1)
 
 
 def test_packed_counts_come_back_and_rubbish_does_not():

@@ -17,6 +17,7 @@ from kvpress.prompt import context_length
 from kvpress_eval import manifest as manifests
 from kvpress_eval.data import Data
 from kvpress_eval.diagnostic.finding import Finding, finding_of, unpack_counts
+from kvpress_eval.diagnostic.study import Comparison, Study
 from kvpress_eval.prompt import Prompt
 from kvpress_eval.records import FULL, Record, read_run
 from kvpress_eval.runner import read_task, tasks_of
@@ -47,10 +48,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A failing (or not failing) sample under one arm, next to the full cache."""
+    """A failing (or not failing) sample under one arm, next to the full cache. base: the answer of the contract that the arm differs from, in
+    `slots`; None for the host."""
 
     record: Record
     full: Record
+    base: Record | None
+    slots: tuple[str, ...]
     finding: Finding
     pieces: list[Piece]
 
@@ -93,12 +97,23 @@ def explain(
     finding = finding_of(record)
     assert finding is not None
     full = next(one for one in records if one.arm == FULL)
-    item, tokenizer = _item(folder, record)
+    manifest = manifests.read(folder)
+    sweep = parse_sweep(manifest["sweep"], f"'{folder / manifests.NAME}'")
+    item, tokenizer = _item(sweep, record)
     if item.prompt.sha != record.prompt_sha:
         raise InputError(
             f"the prompt of '{sample}' is not what it was when the run was made: the task or its data have changed"
         )
-    return Explanation(record, full, finding, list(pieces(tokenizer, item.prompt, finding)))
+    comparison = _comparison(sweep, record)
+    base = None if comparison is None else f"{comparison.base}@{record.budget}"
+    return Explanation(
+        record=record,
+        full=full,
+        base=next((one for one in records if one.arm == base), None),
+        slots=() if comparison is None else comparison.slots,
+        finding=finding,
+        pieces=list(pieces(tokenizer, item.prompt, finding)),
+    )
 
 
 def _is(record: Record, sample: str, task: str | None) -> bool:
@@ -123,10 +138,14 @@ def _choose(records: Sequence[Record], arm: str | None, sample: str) -> Record:
     return failing[0] if failing else measured[0][0]
 
 
-def _item(folder: Path, record: Record) -> tuple[Item, PreTrainedTokenizerBase]:
+def _comparison(sweep: Sweep, record: Record) -> Comparison | None:
+    """What the record's arm was compared with."""
+    found = sweep.comparisons if isinstance(sweep, Study) else ()
+    return next((one for one in found if one.arm == record.contract), None)
+
+
+def _item(sweep: Sweep, record: Record) -> tuple[Item, PreTrainedTokenizerBase]:
     """The sample as the task makes it, with its prompt."""
-    manifest = manifests.read(folder)
-    sweep: Sweep = parse_sweep(manifest["sweep"], f"'{folder / manifests.NAME}'")
     tokenizer, config = load_tokenizer(sweep.model)
     data = Data([Path(place) for place in sweep.data])
     for choice in sweep.tasks:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from kvpress_eval.diagnostic.explain import Explanation, Piece
 from kvpress_eval.diagnostic.finding import Finding
-from kvpress_eval.diagnostic.words import replay_rows, verdict_sentence
+from kvpress_eval.diagnostic.words import base_sentence, replay_rows, verdict_sentence
 from kvpress_eval.report.losses import shorten
 from kvpress_eval.report.text import DASH, number
 
@@ -35,7 +35,10 @@ def to_json(found: Explanation) -> dict[str, Any]:
         "answers": list(record.answers),
         "full": {"score": full.score, "prediction": full.prediction, "kept_bytes": full.kept_bytes},
         "answer": {"score": record.score, "prediction": record.prediction, "kept_bytes": record.kept_bytes},
-        "sentence": verdict_sentence(record.arm, found.finding),
+        "sentence": _sentences(found),
+        "base": None
+        if found.base is None
+        else {"arm": found.base.arm, "slots": list(found.slots), "score": found.base.score},
         "finding": found.finding.model_dump(mode="json"),
         "pieces": [asdict(piece) | {"fate": piece.fate} for piece in found.pieces],
     }
@@ -45,7 +48,7 @@ def view(found: Explanation, everything: bool = False) -> Group:
     """What a reader wants to know, from the verdict down to the text; with `everything` the whole prompt."""
     parts: list[RenderableType] = [
         Text(f"{found.record.task}  sample {found.record.sample}  {found.record.mode.replace('_', '-')}", "bold"),
-        Text(verdict_sentence(found.record.arm, found.finding)),
+        Text(_sentences(found)),
         Text(),
         _answers(found),
     ]
@@ -58,6 +61,14 @@ def view(found: Explanation, everything: bool = False) -> Group:
     return Group(*parts)
 
 
+def _sentences(found: Explanation) -> str:
+    verdict = verdict_sentence(found.record.arm, found.finding)
+    if found.base is None:
+        return verdict
+    scores = found.base.score, found.record.score, found.full.score
+    return f"{verdict} {base_sentence(found.base.arm, found.slots, *scores)}"
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
@@ -68,7 +79,12 @@ def _table(title: str, *columns: str) -> Table:
 def _answers(found: Explanation) -> Table:
     table = _table("answers", "", "score", "MB kept", "text")
     table.add_row("wanted", "", "", Text(shorten("; ".join(found.record.answers))))
-    for name, one in (("full cache", found.full), (found.record.arm, found.record)):
+    shown = {
+        "full cache": found.full,
+        **({found.base.arm: found.base} if found.base else {}),
+        found.record.arm: found.record,
+    }
+    for name, one in shown.items():
         table.add_row(name, f"{one.score:.2f}", f"{one.kept_bytes / 1e6:.1f}", Text(shorten(one.prediction.strip())))
     return table
 

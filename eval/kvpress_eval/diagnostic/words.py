@@ -49,6 +49,17 @@ def verdict_sentence(arm: str, finding: Finding) -> str:
     return f"{arm} lost this answer in stage {STAGES[finding.verdict]}: {told}.{control}"
 
 
+def base_sentence(base: str, slots: Sequence[str], base_score: float, score: float, full_score: float) -> str:
+    """What the contract that an arm differs from does with the same sample, in one sentence."""
+    swap = " and ".join(slots)
+    if base_score > score:
+        has = "has the answer" if base_score >= full_score else "does better"
+        return f"Its base {base} {has}: here the swap of {swap} lost it."
+    if base_score < score:
+        return f"Its base {base} does worse: the swap of {swap} helped here."
+    return f"Its base {base} scores the same: the swap of {swap} changes nothing here."
+
+
 def _control(chance: Replay) -> str:
     return f"As many tokens exchanged at random ({chance.exchanged:.0%}) do not bring it back."
 
