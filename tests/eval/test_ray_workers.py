@@ -442,3 +442,15 @@ def test_the_board_tells_news_once():
     board.note(2, "a", "query_aware", 1, 5)
     assert board.take() == ({2: Place("node", 7)}, [(("a", "query_aware", 2), (1, 5))])
     assert board.take() == ({}, [])
+
+
+def test_a_diagnostic_over_ray_finds_what_a_local_one_finds(cluster, workplace, tmp_path):
+    Path("study.yaml").write_text(
+        Path("trees.yaml").read_text().replace("contracts: [snapkv, streaming_llm]\n", "")
+        + "host: snapkv\nlimit: 6\nswaps: {mii: {swap: {ranking: mii}}}\nmeasure: {boundary: 1.0, units: 4, width: 4, draws: 1}\n"
+    )
+    Runner.begin(load_sweep("study.yaml"), tmp_path / "local", "cpu").run()
+    run_on_ray(tmp_path / "ray", load_sweep("study.yaml"), "auto", 2)
+    found = timeless(tmp_path / "ray")
+    assert found == timeless(tmp_path / "local")
+    assert all(record.measures for record in read_run(tmp_path / "ray"))
