@@ -45,13 +45,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Scored:
-    """A problem with its scores [H, U], the optional first stage, the mean mass [H, U] and the protected units [H, U]."""
+    """A problem with its scores [H, U], the optional first stage, the mean mass [H, U] and the protected units [H, U].
+
+    law: [H, U] the mass as the access slot smooths and combines it, whatever the ranking makes of it; only where it was asked for.
+    """
 
     problem: Problem
     scores: Tensor
     first_stage: tuple[float, Tensor] | None
     mass: Tensor | None
     protected: Tensor
+    law: Tensor | None = None
 
     @property
     def base(self) -> int:
@@ -107,8 +111,10 @@ def total_weight(problem: Problem) -> float:
     return weight + (problem.carried.weight if problem.carried is not None else 0.0)
 
 
-def score(contract: Contract, problem: Problem) -> Scored:
+def score(contract: Contract, problem: Problem, with_law: bool = False) -> Scored:
     """Score every unit of every KV head.
+
+    with_law: also what an observer wants to know (`Scored.law`).
 
     Raises:
         ContractError: the budget is smaller than the protection, or keeps nothing.
@@ -116,13 +122,13 @@ def score(contract: Contract, problem: Problem) -> Scored:
     """
     features = problem.features
     protected = _protected(contract, problem)
-    scores, first_stage, mass = _scores(contract, problem, protected)
+    scores, first_stage, mass, law = _scores(contract, problem, protected, with_law)
     if bool((~torch.isfinite(scores) & features.valid).any()):
         raise KvpressError(
             f"layer {features.layer}: ranking '{contract.ranking.kind}' gave a score that is no finite number; "
             f"check the model's weights and dtype (float16 overflows where bfloat16 does not)"
         )
-    scored = Scored(problem, scores, first_stage, mass, protected)
+    scored = Scored(problem, scores, first_stage, mass, protected, law)
     if scored.base < 0:
         raise ContractError(
             f"contract '{contract.name}': the budget of {problem.budget} tokens per head is smaller than the "
@@ -137,16 +143,35 @@ def score(contract: Contract, problem: Problem) -> Scored:
 
 def decide(contract: Contract, layers: Sequence[Scored]) -> list[Decision]:
     """Decide one sequence, for one layer or (scope or allocation over the model) for all layers at once."""
-    access = _aggregate(contract)
-    if access.scope == "model":
-        common = access.combine_layers([layer.scores[0] for layer in layers])
-        layers = [replace(s, scores=common.to(s.scores.device).expand_as(s.scores)) for s in layers]
+    layers = combined(contract, layers)
     base = min(layer.base for layer in layers)
     if contract.allocation.needs_all_layers:
         budgets = contract.allocation.model(base, [layer.candidates for layer in layers])
     else:
         budgets = [contract.allocation.layer(base, s.candidates, s.problem.place, s.problem.n_layers) for s in layers]
     return [_retain(contract, scored, budget) for scored, budget in zip(layers, budgets, strict=True)]
+
+
+def combined(contract: Contract, layers: Sequence[Scored]) -> list[Scored]:
+    """Under scope `model` every layer with the scores, and the law, that all of them share; else as they are."""
+    access = _aggregate(contract)
+    if access.scope != "model":
+        return list(layers)
+
+    def common(parts: Sequence[Tensor]) -> Tensor:
+        return access.combine_layers([part[0] for part in parts])
+
+    scores = common([layer.scores for layer in layers])
+    laws = [layer.law for layer in layers if layer.law is not None]
+    law = common(laws) if laws else None
+    return [
+        replace(
+            layer,
+            scores=scores.to(layer.scores.device).expand_as(layer.scores),
+            law=None if law is None else law.to(layer.scores.device).expand_as(layer.scores),
+        )
+        for layer in layers
+    ]
 
 
 def _retain(contract: Contract, scored: Scored, budgets: Sequence[int]) -> Decision:
@@ -177,29 +202,34 @@ def _retain(contract: Contract, scored: Scored, budgets: Sequence[int]) -> Decis
 
 
 def _scores(
-    contract: Contract, problem: Problem, protected: Tensor
-) -> tuple[Tensor, tuple[float, Tensor] | None, Tensor | None]:
+    contract: Contract, problem: Problem, protected: Tensor, with_law: bool = False
+) -> tuple[Tensor, tuple[float, Tensor] | None, Tensor | None, Tensor | None]:
     access, ranking, features = _aggregate(contract), contract.ranking, problem.features
-    pooled = mass = None
+    pooled = mass = law = None
     if ranking.statistics:
         statistics = evidence_statistics(contract, problem)
         counts = statistics.pop(EXPOSURE, torch.ones(()))
         if access.query_reducer == "mean":
             weight = max(total_weight(problem), torch.finfo(torch.float32).tiny)
             statistics = {name: value / weight for name, value in statistics.items()}
-        exposure = ranking.exposure(statistics, features)
-        if access.debias:
-            exposure = exposure / counts.clamp(min=1e-12)
-        pooled = access.reduce_heads(access.smooth(exposure, features.valid & ~protected), 1)
+
+        def through_access(exposure: Tensor) -> Tensor:
+            if access.debias:
+                exposure = exposure / counts.clamp(min=1e-12)
+            return access.reduce_heads(access.smooth(exposure, features.valid & ~protected), 1)
+
+        pooled = through_access(ranking.exposure(statistics, features))
         mass = statistics["mass"].mean(1)
+        law = through_access(statistics["mass"]) if with_law else None
     scores = ranking.weigh(pooled, features)
     first_stage = ranking.first_stage(pooled)
     if access.scope != "head":
         scores = access.reduce_heads(scores, 0).expand_as(scores)
+        law = None if law is None else access.reduce_heads(law, 0).expand_as(law)
         if first_stage is not None:
             share, first = first_stage
             first_stage = share, access.reduce_heads(first, 0).expand_as(first)
-    return scores, first_stage, mass
+    return scores, first_stage, mass, law
 
 
 def _head_view(contract: Contract, scored: Scored, head: int) -> HeadView:

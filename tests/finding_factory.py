@@ -100,7 +100,9 @@ def finding(**changes: Any) -> Finding:
         "access": access(),
         "value": ValueMeasures(predicted=0.2, measured=0.3, agreement=0.6, by_layer=(0.1, 0.3), by_step=(0.3,)),
         "fit": FitMeasures(eps_lat=0, ties=2, kept_mass=0.7),
-        "margin": MarginMeasures(reference="full", lowest=1.0, log_probability=-0.1, divergence=0.05, first_wrong=None),
+        "margin": MarginMeasures(
+            reference="full", whole=True, lowest=1.0, log_probability=-0.1, divergence=0.05, first_wrong=None
+        ),
         "kept": None,
         "heads": N_HEADS,
         "verdict": "none",
@@ -116,7 +118,14 @@ def access(**changes: Any) -> AccessMeasures:
 
 def replays(repaired_by: str | None, chance: bool = False) -> tuple[Replay, ...]:
     """The replays of a failure; repaired_by: the first that brings the answer back."""
-    names = ("stored", "evidence", "ranking", "set", "chance")
+    names = (
+        "stored",
+        "evidence",
+        "ranking",
+        "set",
+        "facts",
+        *(("chance",) if repaired_by not in (None, "stored") else ()),
+    )
     names = names if repaired_by == "stored" else names[1:]
     found, is_back = [], False
     for name in names:
@@ -175,6 +184,7 @@ def _records(
                 )
                 margin = MarginMeasures(
                     reference="full" if solved else "sample",
+                    whole=True,
                     lowest=2.0,
                     log_probability=-0.05,
                     divergence=0.0,
@@ -232,7 +242,7 @@ def _answer(
         ),
         fit=FitMeasures(eps_lat=9 if contract == "blocks" else 0, ties=int(random.integers(0, 4)), kept_mass=kept),
         margin=MarginMeasures(
-            reference="full" if solved else "sample", lowest=float(random.normal(2.0 if right else -2.0)),
+            reference="full" if solved else "sample", whole=True, lowest=float(random.normal(2.0 if right else -2.0)),
             log_probability=-float(random.exponential(0.2)), divergence=float(random.exponential(0.4 * (1 - kept))), first_wrong=None if right else 1,
         ),
         kept=pack_counts(random.integers(0, N_HEADS + 1, N_TOKENS)),

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from kvpress.cache import CompressedCache, FanOut, can_join, join, shares_prefill
 from kvpress.run import full_cache_bytes
-from kvpress.slots.ranking import Random
+from kvpress.slots.ranking import Jittered, Random
 from kvpress_eval.arms import Arm
 from kvpress_eval.decode import Decoded, Stop, decode
 from kvpress_eval.prompt import Prompt, end_of_turn
@@ -38,7 +38,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one arm said and what it cost; fields as in Record. ids: of the answer, without the token that ended it."""
+    """What one arm said and what it cost; fields as in Record. ids: of all new tokens, the one that ended the answer included."""
 
     text: str
     ids: tuple[int, ...]
@@ -140,9 +140,12 @@ class Engine:
     def _cache(self, arm: Arm, reference: Tensor, draw: str) -> CompressedCache:
         assert arm.contract is not None
         contract = arm.contract
-        if isinstance(contract.ranking, Random):  # else one draw of positions would stand for all samples
-            seed = (contract.ranking.seed + int(draw, 16)) % 2**31
-            contract = contract.swap(ranking={"kind": "random", "seed": seed})
+        ranking = contract.ranking
+        inner = ranking.of if isinstance(ranking, Jittered) else ranking
+        if isinstance(inner, Random):  # else one draw of positions would stand for all samples
+            drawn = {"kind": "random", "seed": (inner.seed + int(draw, 16)) % 2**31}
+            jittered = isinstance(ranking, Jittered)
+            contract = contract.swap(ranking={**ranking.model_dump(), "of": drawn} if jittered else drawn)
         return CompressedCache(
             self.model, contract, tokenizer=self.tokenizer, reference=reference, backend=self.backend
         )
@@ -201,7 +204,7 @@ class Engine:
         return [
             Answer(
                 text=self._text(one),
-                ids=tuple(one.answer),
+                ids=tuple(one.ids),
                 n_new=len(one.ids),
                 stopped=one.stopped,
                 held=what,
@@ -239,7 +242,7 @@ class Engine:
         one = decode(self.model, cache, output.logits[:, -1], stop)[0]
         return Answer(
             text=self._text(one),
-            ids=tuple(one.answer),
+            ids=tuple(one.ids),
             n_new=len(one.ids),
             stopped=one.stopped,
             held=Held(n_bytes, n_bytes, 1.0, None),

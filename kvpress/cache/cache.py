@@ -24,7 +24,7 @@ from kvpress.cache.problems import problems
 from kvpress.contract import Contract, resolve
 from kvpress.errors import KvpressError, UnsupportedModelError
 from kvpress.report import Report, decision_record, make_report
-from kvpress.selection import decide, score
+from kvpress.selection import combined, decide, score
 from kvpress.support import cache_layers, check_backend, check_contract_fits, kv_heads
 
 
@@ -214,7 +214,7 @@ class CompressedCache(Cache):
                 asked.append(problems(layer, limit))
             # a row that is still all padding in the first chunks has nothing to decide
             rows = [
-                [score(self.contract, layer[row]) for layer in asked]
+                [score(self.contract, layer[row], self.plan.observer is not None) for layer in asked]
                 if layers[0].storage.real_tokens(row, limit)
                 else []
                 for row in range(layers[0].storage.n_rows)
@@ -228,7 +228,7 @@ class CompressedCache(Cache):
                     record = decision_record(decided[at], asked[at][row])
                     self.plan.decisions[(layer.index, row)] = record
                     if self.plan.observer is not None:
-                        self.plan.observer.decided(layer, row, rows[row][at], decided[at])
+                        self.plan.observer.decided(layer, row, combined(self.contract, rows[row])[at], decided[at])
                 nothing = [torch.empty(0, dtype=torch.long, device=layer.device)] * layer.storage.n_heads
                 layer.storage.keep([nothing if row is None else row[at].kept for row in decisions], limit)
                 layer.steps_at_eviction = max(layer.seen - self._prompt_end(), 0)

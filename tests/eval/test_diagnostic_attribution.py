@@ -1,5 +1,6 @@
 """Failures planted in one stage are attributed to that stage, on a model that answers with the full cache."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -186,19 +187,29 @@ def replay(name, repaired):
         (["stored"], "value"),
         (["evidence", "ranking", "set"], "access"),
         (["ranking"], "value"),
-        (["set"], "fit"),
+        (["set", "facts"], "fit"),
+        (["facts"], "undecided"),
         ([], "undecided"),
         (["evidence", "chance"], "undecided"),
         (["set", "chance"], "undecided"),
-        (["chance"], "undecided"),
     ],
 )
 def test_the_first_replay_that_repairs_gives_the_verdict(repaired, verdict):
-    names = ("stored", "evidence", "ranking", "set", "chance")
+    names = ("stored", "evidence", "ranking", "set", "facts", "chance", "chance")
     assert verdict_of([replay(name, name in repaired) for name in names]) == verdict
 
 
-def test_delayed_eviction_is_examined_too():
+def test_one_lucky_draw_changes_no_verdict():
+    drawn = [replay("chance", True), replay("chance", False), replay("chance", False)]
+    assert verdict_of([replay("evidence", True), *drawn]) == "access"
+    assert verdict_of([replay("evidence", True), *drawn, replay("chance", True), replay("chance", True)]) == "undecided"
+
+
+def test_what_was_not_looked_at_repairs_nothing():
+    assert verdict_of([replay("evidence", False), replay("ranking", None), replay("set", True)]) == "fit"
+
+
+def test_an_arm_that_goes_on_evicting_has_access_and_no_verdict():
     chosen = study(
         delayed={
             "transfer": "access",
@@ -208,12 +219,94 @@ def test_delayed_eviction_is_examined_too():
             },
         }
     )
-    model, tokenizer = induction_model(), induction_tokenizer()
-    sample = lookup_sample(0)
-    answers = chosen.engine(model, tokenizer, chosen.arms()).answer([render(tokenizer, sample)], [sample], True)[0]
-    found = {
+    found = examine(chosen, lookup_sample(0))
+    assert found["delayed"].access.tv_decode < found["host"].access.tv_decode
+    assert (found["delayed"].value, found["delayed"].margin, found["delayed"].verdict) == (None, None, None)
+
+
+def examine(chosen, sample, aware=True, model=None):
+    """Findings of one sample, by contract."""
+    tokenizer = induction_tokenizer()
+    engine = chosen.engine(model or induction_model(), tokenizer, chosen.arms())
+    answers = engine.answer([render(tokenizer, sample)], [sample], aware)[0]
+    return {
         arm.name.partition("@")[0]: Finding.model_validate(one.measures)
         for arm, one in zip(chosen.arms(), answers, strict=True)
     }
-    assert found["delayed"].access.tv_decode < found["host"].access.tv_decode
-    assert found["delayed"].margin.first_wrong is None
+
+
+@pytest.mark.parametrize("options", [{}, {"max_reference": 2}])
+def test_a_query_agnostic_failure_is_decided_by_its_whole_answer(options):
+    """The cache is cut before the question: nothing but the oracle's queries can know what will be asked."""
+    chosen = study(
+        blocks={"transfer": "fit", "swap": {"granularity": {"kind": "block", "size": 4}, "retention": "strict_blocks"}}
+    )
+    chosen = chosen.model_copy(update={"measure": chosen.measure.model_copy(update=options)})
+    found = [examine(chosen, lookup_sample(index), aware=False) for index in range(8)]
+    assert sum(one["host"].verdict == "access" for one in found) >= 7, [one["host"].verdict for one in found]
+    # the first token too is chosen over the cut cache
+    assert sum(one["host"].margin.first_wrong == 0 for one in found) >= 4
+    for one in found:
+        assert one["host"].margin.whole is not bool(options)
+        chance = [replay for replay in one["host"].replays if replay.name == "chance"]
+        assert len(chance) == 3
+
+
+def test_an_answer_of_one_token_is_measured_and_written():
+    sample = replace(lookup_sample(3), answers=("zz",))
+    one_word = replace(sample, answers=(lookup_sample(3).answers[0].split()[0],), max_new_tokens=1)
+    for aware in (True, False):
+        found = examine(study(), one_word, aware)
+        for finding in found.values():
+            assert Finding.model_validate_json(finding.model_dump_json()) == finding
+            assert finding.margin.lowest > -1e4
+
+
+def test_every_arm_of_the_standard_set_can_be_replayed():
+    """All of them fail when their window of queries is shifted away; the replays of each must run, W_O or not."""
+    fields = {"model": "m", "tasks": [{"task": "toy/one"}], "budgets": ["20%"], "swaps": "standard"}
+    shifted = {**HOST, "query_law": "planted_shifted_window"}
+    chosen = parse_sweep({**fields, "host": shifted}, "test")
+    found = examine(chosen, lookup_sample(1))
+    looked_into = {name: one for name, one in found.items() if one.replays}
+    assert {"host", "vatp", "nolev", "mii", "mii_output", "criticalkv", "additive_ac", "adakv", "pyramid"} <= set(
+        looked_into
+    )
+    for name, one in looked_into.items():
+        names = [replay.name for replay in one.replays]
+        assert ("set" in names) is (name in {"adakv", "pyramid", "blocks", "filled", "greedy", "reserve"}), name
+        repair = next((replay for replay in one.replays if replay.repaired and replay.name != "chance"), None)
+        drawn = [replay for replay in one.replays if replay.name == "chance"]
+        assert all(replay.exchanged == repair.exchanged for replay in drawn)
+
+
+def test_facts_that_only_force_brings_back_are_no_failure_of_fit(monkeypatch):
+    """Where even the oracle's ranking puts other tokens first, nothing is said about the set."""
+    from kvpress_eval.diagnostic import attribution
+
+    contracts = attribution.oracle_contracts
+
+    def misled(contract):
+        found = contracts(contract)
+        blind = {"kind": "planted_blind_to_values"}
+        return {**found, **{name: found[name].swap(ranking=blind) for name in ("evidence", "ranking", "set")}}
+
+    monkeypatch.setattr(attribution, "oracle_contracts", misled)
+    found = [
+        examine(study(blind={"swap": {"ranking": "planted_blind_to_values"}}), lookup_sample(i))["blind"]
+        for i in range(4)
+    ]
+    for one in found:
+        assert [replay.name for replay in one.replays if replay.repaired][:1] in (["facts"], [])
+        assert one.verdict == "undecided"
+    assert any(replay.name == "facts" and replay.repaired for one in found for replay in one.replays)
+
+
+def test_null_follows_a_random_host_and_oracle_is_more_than_a_blind_one():
+    random = {"name": "dice", "ranking": "random"}
+    chosen = parse_sweep(
+        {"model": "m", "tasks": [{"task": "toy/one"}], "budgets": ["20%"], "host": random, "swaps": {}}, "test"
+    )
+    found = examine(chosen, lookup_sample(2))
+    assert found["null"].kept == found["dice"].kept
+    assert found["oracle"].access.kept_decode > found["dice"].access.kept_decode

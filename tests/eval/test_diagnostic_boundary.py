@@ -20,7 +20,7 @@ def law(seed, protected=RECENT):
     shielded = torch.zeros(HEADS, TOKENS, dtype=torch.bool)
     shielded[:, TOKENS - protected :] = True
     real = torch.ones_like(shielded)
-    return Law(scores, scores, torch.arange(TOKENS).expand(HEADS, -1), real, shielded, KEPT, 0, 0, None)
+    return Law(scores, scores, torch.arange(TOKENS).expand(HEADS, -1), real, shielded, 1, KEPT, 0, 0, None)
 
 
 def kept_by(one):
@@ -91,7 +91,11 @@ def test_spearman_and_auc_equal_scipys():
     laws = {"a": {0: law(5), 1: law(6)}, "b": {0: law(7), 1: law(8)}}
     found = unit_measures(units, [reading(d) for d in divergence], laws, TOKENS)
     for name, by_layer in laws.items():
-        shares = [one.scores[h] / one.scores[h].sum() for one in by_layer.values() for h in range(HEADS)]
+        shares = [
+            (one.scores * ~one.protected)[h] / (one.scores * ~one.protected)[h].sum()
+            for one in by_layer.values()
+            for h in range(HEADS)
+        ]
         scores = [float(sum(share[a:b].sum() for share in shares)) for a, b in units]
         assert found.spearman[name] == pytest.approx(spearmanr(scores, divergence).statistic)
         half = sorted(divergence)[len(units) // 2 - 1]  # torch's median is the lower one

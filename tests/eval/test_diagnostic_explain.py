@@ -1,6 +1,7 @@
 """`explain`: a sample's text with its fate, without the model's weights, and the mistakes it refuses."""
 
 import json
+import re
 
 import pytest
 from induction_model import induction_model, induction_tokenizer, lookup_sample
@@ -82,8 +83,9 @@ def test_the_view_says_the_verdict_and_shows_the_evidence(run, everything):
     text = " ".join(text_of(view(found, everything)).split())  # lines are wrapped
     assert "lost this answer in stage I access" in text
     assert "As many tokens exchanged at random" in text
+    assert re.search(r"bring it back (never|in 1 of 3 draws)", text)
     assert "full cache" in text
-    assert "Its base host@20% has the answer: here the swap of access lost it." in text
+    assert "Its base host@20% has the answer: here the swap of access costs 100 points." in text
     assert " ".join(lookup_sample(0).evidence[0].split()[:2]) in text
     assert ("tokens ...]" in text) is not everything
 
@@ -145,7 +147,7 @@ def test_a_sample_that_is_there_twice_must_be_named_in_full(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("base", "arm", "told"),
-    [(1, 0, "has the answer"), (0.5, 0, "does better"), (0, 1, "helped here"), (0.5, 0.5, "changes nothing here")],
+    [(1, 0, "has the answer"), (0.5, 0, "does better"), (0, 1, "gains 100 points"), (0.5, 0.5, "scores the same")],
 )
 def test_what_the_base_does_with_the_sample(base, arm, told):
     assert told in base_sentence("snapkv@5%", ["ranking"], base, arm, 1)

@@ -114,7 +114,7 @@ def test_the_distance_of_an_arms_own_law(block):
     generator = torch.Generator().manual_seed(5)
     exposure = torch.rand(HEADS, starts.numel(), generator=generator, dtype=torch.float64)
     real = torch.ones(HEADS, starts.numel(), dtype=torch.bool)
-    law = Law(exposure, exposure, starts.expand(HEADS, -1), real, ~real, 4, 0, 0, None)
+    law = Law(exposure, exposure, starts.expand(HEADS, -1), real, ~real, block, 4, 0, 0, None)
     found = access_measures(seen, random_sets(1, 1), {0: law}, ())
     one, expected = seen.layers[0], []
     units = [range(s, min(s + block, PROMPT)) for s in range(0, PROMPT, block)]
@@ -184,3 +184,33 @@ def test_gold_is_counted_by_token_by_fact_and_by_group():
     assert found.whole == pytest.approx((2 + 0 + 1) / 6)
     assert found.broken == pytest.approx(1 / 6)  # head 1, the first fact
     assert found.group_broken == pytest.approx(1 / 3)  # head 2 has one fact of two
+
+
+def test_what_an_earlier_eviction_took_counts_as_missed():
+    seen = witness(1)
+    left = torch.tensor([0, 1, 4, 9])
+    exposure = torch.full((HEADS, 4), 0.25, dtype=torch.float64)
+    real = torch.ones(HEADS, 4, dtype=torch.bool)
+    law = Law(exposure, exposure, left.expand(HEADS, -1), real, ~real, 1, 4, 0, 0, None)
+    found = access_measures(seen, random_sets(1, 1), {0: law}, ())
+    one, expected = seen.layers[0], []
+    for h in range(HEADS):
+        steps = [
+            over_prompt(one, h, g, one.answer.vectors[h, g, u], int(one.answer.positions[u]))
+            for g in range(GROUP)
+            for u in range(STEPS)
+        ]
+        decode = [mean(step[i] for step in steps) for i in range(PROMPT)]
+        expected.append(tv(decode, [0.25 if i in left.tolist() else 0.0 for i in range(PROMPT)]))
+    assert found.tv_decode == pytest.approx(mean(expected), abs=1e-12)
+
+
+def test_of_alternatives_each_head_is_judged_by_its_best():
+    stays = torch.zeros(2, 10, dtype=torch.bool)
+    stays[0, [1, 2, 3, 6]] = True
+    stays[1, [6]] = True
+    found = gold_kept(stays, [(1, 4), (6, 8)], any_fact=True)
+    assert (found.tokens, found.whole, found.broken) == (0.75, 0.5, 0.5)
+    kept = {index: torch.ones(HEADS, PROMPT, dtype=torch.bool) for index in range(2)}
+    assert access_measures(witness(), kept, {}, [(1, 4), (6, 8)]).group_broken == 0
+    assert access_measures(witness(), kept, {}, [(1, 4), (6, 8)], any_fact=True).group_broken is None

@@ -60,6 +60,7 @@ def test_every_measure_replay_and_verdict_is_explained():
     assert set(REPLAYS) == set(Replay.model_fields["name"].annotation.__args__)
     for row in rows("replay"):
         assert row[2] == VERDICTS.get(row[0], "undecided")
+    assert set(VERDICTS) == set(REPLAYS) - {"chance"}
     assert set(MEANING) == {"access", "value", "fit", "none", "undecided"}
 
 

@@ -92,6 +92,16 @@ def test_contracts_and_missing_budgets_are_refused():
         study(measure={"attribute": ["nobody"]})
 
 
+def test_hosts_and_budgets_that_compare_nothing_are_refused():
+    for changes, sentence in (
+        ({"host": "full"}, "must evict something"),
+        ({"budgets": ["20%", "100%"]}, "must evict something"),
+        ({"budgets": ["20%", 0.2]}, "given twice"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            study(**changes)
+
+
 def test_null_differs_from_the_host_in_the_ranking_alone_and_oracle_in_its_queries():
     found = study()
     host = found.contract("snapkv")

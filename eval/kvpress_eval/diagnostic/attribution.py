@@ -5,10 +5,13 @@ stored     nothing but the stored values, by the exact ones                    v
 evidence   slots query_law and access: the queries of the right answer, plain  access
 ranking    and slot ranking: the output change of leaving one unit out (MII)   value
 set        and slots granularity, allocation, retention: single tokens by that fit
-           ranking, the facts of the benchmark first
+           ranking; left out where the arm's set is made that way
+facts      and the benchmark's evidence above everything else                  undecided: it fits, but not even the
+                                                                               oracle's ranking finds it
 
 Budget and protection stay the arm's own. The first replay that repairs gives the verdict, in the paper's repair order (arXiv 2605.08234
-section 1). Where none repairs, or where exchanging as many tokens at random repairs too, the verdict is "undecided".
+section 1). As a control as many tokens of each head as that replay exchanges are exchanged at random (chance); where most of the draws repair
+too, or where nothing repairs, the verdict is "undecided".
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor
 
 from kvpress.contract import Contract
-from kvpress.evidence import UnitFeatures
+from kvpress.evidence import LayerSpec, UnitFeatures
 from kvpress.selection import Problem, Scored, decide, score
 from kvpress_eval.diagnostic.finding import Replay, Verdict
 from kvpress_eval.diagnostic.measure import KeptSets
@@ -28,7 +31,13 @@ from kvpress_eval.diagnostic.witness import Witness
 
 PLAIN_ACCESS = {"kind": "aggregate", "query_reducer": "mean", "head_reducer": "mean"}
 #: verdict of the replays that replace a stage, in the order in which they are tried
-VERDICTS: dict[str, Verdict] = {"stored": "value", "evidence": "access", "ranking": "value", "set": "fit"}
+VERDICTS: dict[str, Verdict] = {
+    "stored": "value",
+    "evidence": "access",
+    "ranking": "value",
+    "set": "fit",
+    "facts": "undecided",
+}
 
 
 @dataclass(frozen=True)
@@ -57,39 +66,50 @@ def oracle_contracts(contract: Contract) -> dict[str, Contract]:
 def counterfactuals(
     contract: Contract,
     witness: Witness,
+    specs: dict[int, LayerSpec],
     kept: KeptSets,
     budgets: dict[int, int],
     facts: Sequence[tuple[int, int]],
-    seed: int,
 ) -> Counterfactuals:
-    """Kept sets of all replays.
+    """Kept sets of all replays but chance.
 
-    kept: the arm's own; budgets: tokens per head of each layer; facts: [start, end) tokens; seed: of the random exchange.
+    specs: of the arm's own layers, which know W_O where its ranking reads it. kept: the arm's own set; budgets: tokens per head of each
+    layer; facts: [start, end) tokens.
     """
     sets: dict[str, KeptSets] = {"stored": kept}
-    for name, replaced in oracle_contracts(contract).items():
-        first = facts if name == "set" else ()
-        scored = [
-            _facts_first(score(replaced, _problem(replaced, witness, index, place, budgets[index])), first)
-            for place, index in enumerate(witness.layers)
-        ]
-        sets[name] = {
-            index: _mask(decision.kept, witness.n_prompt, kept[index].device)
-            for index, decision in zip(witness.layers, decide(replaced, scored), strict=True)
-        }
-    sets["chance"] = _by_chance(kept, sets["evidence"], seed)
-    total = sum(int(mask.sum()) for mask in kept.values())
+    replaced = oracle_contracts(contract)
+    for name, made in replaced.items():
+        if name == "set" and made.id == replaced["ranking"].id:
+            continue
+        sets[name] = _decided(made, witness, specs, kept, budgets, ())
+    if facts:
+        sets["facts"] = _decided(replaced["set"], witness, specs, kept, budgets, facts)
+    total = max(sum(int(mask.sum()) for mask in kept.values()), 1)
     exchanged = {
-        name: sum(int((kept[index] & ~mask).sum()) for index, mask in chosen.items()) / max(total, 1)
+        name: sum(int((kept[index] & ~mask).sum()) for index, mask in chosen.items()) / total
         for name, chosen in sets.items()
     }
     return Counterfactuals(sets, exchanged)
 
 
-def _problem(contract: Contract, witness: Witness, index: int, place: int, budget: int) -> Problem:
-    layer = witness.layers[index]
-    features = UnitFeatures(layer.spec, [layer.prompt], contract.granularity.block_size)
-    return Problem(features, layer.answer, None, layer.last, layer.n_prompt, budget, place, len(witness.layers))
+def _decided(
+    contract: Contract,
+    witness: Witness,
+    specs: dict[int, LayerSpec],
+    kept: KeptSets,
+    budgets: dict[int, int],
+    facts: Sequence[tuple[int, int]],
+) -> KeptSets:
+    """What a contract keeps with the reference's queries as evidence."""
+    scored = []
+    for place, (index, layer) in enumerate(witness.layers.items()):
+        features = UnitFeatures(specs[index], [layer.prompt], contract.granularity.block_size)
+        problem = Problem(
+            features, layer.answer, None, layer.last, layer.n_prompt, budgets[index], place, len(witness.layers)
+        )
+        scored.append(_facts_first(score(contract, problem), facts))
+    decisions = zip(witness.layers, decide(contract, scored), strict=True)
+    return {index: _mask(one.kept, witness.n_prompt, kept[index].device) for index, one in decisions}
 
 
 def _facts_first(scored: Scored, facts: Sequence[tuple[int, int]]) -> Scored:
@@ -110,27 +130,20 @@ def _mask(kept: Sequence[Tensor], n_prompt: int, device: torch.device) -> Tensor
     return mask
 
 
-def _by_chance(kept: KeptSets, evidence: KeptSets, seed: int) -> KeptSets:
-    """The tokens that the oracle's evidence takes out, replaced by as many drawn from all that the arm had evicted."""
-    generator = torch.Generator().manual_seed(seed)
-    found = {}
-    for index, mask in kept.items():
-        found[index] = new = mask.clone()
-        for head in range(mask.shape[0]):
-            out = (mask[head] & ~evidence[index][head]).nonzero().flatten()
-            outside = (~mask[head]).nonzero().flatten()
-            drawn = torch.randperm(outside.numel(), generator=generator)[: out.numel()].to(outside.device)
-            new[head, out[: drawn.numel()]] = False
-            new[head, outside[drawn]] = True
-    return found
+def first_repair(replays: Sequence[Replay]) -> Replay | None:
+    """The first replay that brings the answer back, in the order of VERDICTS; chance is none."""
+    by_name = {one.name: one for one in replays}
+    found = (by_name.get(name) for name in VERDICTS)  # type: ignore[call-overload]
+    return next((one for one in found if one is not None and one.repaired), None)
 
 
 def verdict_of(replays: Sequence[Replay]) -> Verdict:
     """The stage of the first replay that repairs; "undecided" where none does, or where chance does too."""
-    by_name = {one.name: one for one in replays}
-    chance = by_name.get("chance")
-    for name, verdict in VERDICTS.items():
-        one = by_name.get(name)  # type: ignore[call-overload]
-        if one is not None and one.repaired:
-            return "undecided" if chance is not None and chance.repaired and name != "stored" else verdict
-    return "undecided"
+    repair = first_repair(replays)
+    return "undecided" if repair is None or chance_repairs(replays) else VERDICTS[repair.name]
+
+
+def chance_repairs(replays: Sequence[Replay]) -> bool:
+    """Whether more than half of the random exchanges bring the answer back: one lucky draw is no evidence."""
+    drawn = [bool(one.repaired) for one in replays if one.name == "chance"]
+    return 2 * sum(drawn) > len(drawn)

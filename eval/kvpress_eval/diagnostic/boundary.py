@@ -26,7 +26,7 @@ def exchange_at_random(host: KeptSets, arm: KeptSets, laws: dict[int, Law], seed
     found = {}
     for index, mask in host.items():
         found[index] = new = mask.clone()
-        free = ~_protected_tokens(laws[index], mask)
+        free = ~protected_tokens(laws[index], mask)
         for head in range(mask.shape[0]):
             count = int((mask[head] & ~arm[index][head]).sum())
             out = _draw((mask[head] & free[head]).nonzero().flatten(), count, generator)
@@ -69,7 +69,7 @@ def choose_units(host: KeptSets, laws: dict[int, Law], width: int, count: int, s
     """
     n_tokens = next(iter(host.values())).shape[1]
     share = torch.cat([mask.double() for mask in host.values()]).mean(0)
-    shielded = torch.cat([_protected_tokens(laws[index], mask) for index, mask in host.items()]).any(0)
+    shielded = torch.cat([protected_tokens(laws[index], mask) for index, mask in host.items()]).any(0)
     units = [
         (start, start + width)
         for start in range(0, n_tokens - width + 1, width)
@@ -107,11 +107,12 @@ def unit_measures(
 
 
 def _unit_scores(units: Sequence[tuple[int, int]], laws: dict[int, Law], n_prompt: int) -> Tensor:
-    """Mean over layers and heads of the unit's share of the head's scores, [units]."""
+    """Mean over layers and heads of the unit's share of the scores that the head gives to what is up for decision, [units]."""
     total = torch.zeros(n_prompt, dtype=torch.float64)
     for law in laws.values():
-        scores = law.scores[:, :n_prompt].double().cpu()
+        scores = law.scores[:, :n_prompt].double()
         scores = scores - scores.amin(1, keepdim=True).clamp(max=0)  # a score may be negative; a share may not
+        scores = scores.masked_fill(law.protected[:, :n_prompt], 0)
         total += (scores / scores.sum(1, keepdim=True).clamp(min=1e-300)).mean(0)
     return torch.stack([total[a:b].sum() for a, b in units]) if units else total[:0]
 
@@ -125,20 +126,20 @@ def _auc(scores: Tensor, positive: Tensor) -> float | None:
     return float(((difference > 0).double() + 0.5 * (difference == 0)).mean())
 
 
-def _protected_tokens(law: Law, like: Tensor) -> Tensor:
-    """[H, N] bool: tokens of protected units."""
-    found = torch.zeros_like(like)
+def protected_tokens(law: Law, like: Tensor) -> Tensor:
+    """[H, N] bool: tokens of protected units, on the device of `like` [H, N]."""
+    found = torch.zeros(like.shape, dtype=torch.bool)
+    tokens = torch.arange(like.shape[1])
     for head in range(like.shape[0]):
         starts, shielded = law.starts[head][law.valid[head]], law.protected[head][law.valid[head]]
-        tokens = torch.arange(like.shape[1], device=like.device)
         found[head] = shielded[torch.searchsorted(starts.contiguous(), tokens, right=True) - 1]
-    return found
+    return found.to(like.device)
 
 
 def _distance_to_threshold(law: Law, mask: Tensor) -> Tensor:
     """[H, N] how many unprotected units lie between each token and the host's threshold, by rank; units of one token."""
-    free = ~_protected_tokens(law, mask)
-    scores = law.scores[:, : mask.shape[1]].double().masked_fill(~free, -torch.inf)
+    free = ~protected_tokens(law, mask)
+    scores = law.scores[:, : mask.shape[1]].to(mask.device).double().masked_fill(~free, -torch.inf)
     rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     kept = (mask & free).sum(1, keepdim=True)
     return torch.where(rank < kept, kept - 1 - rank, rank - kept)

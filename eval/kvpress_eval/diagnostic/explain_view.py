@@ -130,12 +130,13 @@ def _measures(finding: Finding) -> Table:
             f"{fit.eps_lat} tokens of the budget unused, {fit.ties} ties, {number(_percent(fit.kept_mass), 0)} % of the evidence mass kept",
         )
     margin = finding.margin
-    wrong = "never leaves it" if margin.first_wrong is None else f"leaves it at token {margin.first_wrong + 1}"
-    table.add_row(
-        "answer",
-        f"along the {'full cache' if margin.reference == 'full' else 'right'} answer: {wrong}; smallest logit margin "
-        f"{margin.lowest:+.2f}, KL from the full cache {margin.divergence:.3f} nats a token",
-    )
+    if margin is not None:
+        wrong = "never leaves it" if margin.first_wrong is None else f"leaves it at token {margin.first_wrong + 1}"
+        table.add_row(
+            "answer",
+            f"along the {'full cache' if margin.reference == 'full' else 'right'} answer: {wrong}; smallest logit margin "
+            f"{margin.lowest:+.2f}, KL from the full cache {margin.divergence:.3f} nats a token",
+        )
     return table
 
 

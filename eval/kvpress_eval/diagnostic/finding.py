@@ -78,13 +78,15 @@ class FitMeasures(_Part):
 class MarginMeasures(_Part):
     """How far the arm is from the reference answer, read token by token (teacher forcing).
 
-    reference: whose words. lowest: over the answer's tokens the smallest logit of the token minus the largest of all others;
+    reference: whose words; the full cache's end with the token that ended its answer. whole: False where the reference was cut to
+    `Measuring.max_reference`. lowest: over the answer's tokens the smallest logit of the token minus the largest of all others;
     above 0 greedy decoding says the reference. log_probability: mean over tokens. divergence: mean KL(full || arm) of the
-    next-token distribution, in nats. first_wrong: token at which greedy decoding leaves the reference, None if it does not.
-    The first token is the prompt's own and the same in all arms, so all of these are over the others.
+    next-token distribution, in nats. first_wrong: index of the token at which greedy decoding leaves the reference, None if it does
+    not. In query-aware mode the first token comes out of the prefill, and arms that share it share that token.
     """
 
     reference: Literal["full", "sample"]
+    whole: bool
     lowest: float
     log_probability: float
     divergence: float
@@ -94,15 +96,17 @@ class MarginMeasures(_Part):
 class Replay(_Part):
     """One counterfactual: the same sample with a part of the arm replaced.
 
-    name: "stored" (the arm's set, exact values), "evidence" (the oracle's access), "ranking" (and its ranking), "set" (and its set), "chance"
-    (as many tokens exchanged as "evidence" did, drawn at random). lowest: logit margin as in MarginMeasures. score: of the text, None where the margin
-    already shows that it is the reference's. repaired: whether the answer is right again. exchanged: share of the arm's kept tokens that were exchanged.
+    name: "stored" (the arm's set, exact values), "evidence" (the oracle's access), "ranking" (and its ranking), "set" (and its set), "facts" (and the
+        benchmark's evidence first), "chance" (as many tokens of each head exchanged at random as the first replay that repairs exchanges).
+    lowest: logit margin as in MarginMeasures. score: of the text, None where it was not needed: the margin shows the reference, or an
+        earlier replay repairs. repaired: whether the answer is right again, None where that was not looked at. exchanged: share of the arm's
+        kept tokens that were exchanged.
     """
 
-    name: Literal["stored", "evidence", "ranking", "set", "chance"]
+    name: Literal["stored", "evidence", "ranking", "set", "facts", "chance"]
     lowest: float
     score: float | None
-    repaired: bool
+    repaired: bool | None
     exchanged: float
 
 
@@ -139,14 +143,14 @@ class Finding(_Part):
     """Everything measured on one sample under one arm.
 
     kept: `pack_counts` of how many heads keep each token of the prompt; heads: out of how many. gold: [start, end) tokens of each fact in the
-    prompt. verdict: None where the arm was not tried (the full cache, and arms that the study leaves out). exchange: of arms that differ from the
+    prompt. value, margin: None for arms that evict while the answer is made: no single kept set is theirs. verdict: None where the arm was not tried (the full cache, and arms that the study leaves out). exchange: of arms that differ from the
     host in the ranking alone; units: of the host; both on a share of the samples only (`Measuring.boundary`).
     """
 
     access: AccessMeasures | None
     value: ValueMeasures | None
     fit: FitMeasures | None
-    margin: MarginMeasures
+    margin: MarginMeasures | None
     kept: str | None
     heads: int
     gold: tuple[tuple[int, int], ...] = ()

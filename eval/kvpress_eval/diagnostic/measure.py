@@ -17,9 +17,9 @@ KeptSets = dict[int, Tensor]
 
 
 def access_measures(
-    witness: Witness, kept: KeptSets, laws: dict[int, Law], facts: Sequence[tuple[int, int]]
+    witness: Witness, kept: KeptSets, laws: dict[int, Law], facts: Sequence[tuple[int, int]], any_fact: bool = False
 ) -> AccessMeasures:
-    """Stage I. laws: of the layers that were cut with evidence; facts: [start, end) tokens of each fact in the prompt."""
+    """Stage I. laws: of the layers that were cut; facts: [start, end) tokens of each fact in the prompt; any_fact: one of them is enough."""
     rows: dict[str, list[float]] = {"tv_decode": [], "kept_decode": [], "tv_first": [], "tv_phase": [], "tv_fit": []}
     gold: list[GoldKept] = []
     for index, layer in witness.layers.items():
@@ -38,13 +38,13 @@ def access_measures(
         if law is not None and law.exposure is not None:
             rows["tv_decode"].append(_law_distance(law, decode.mean((1, 2))))
         if facts:
-            gold.append(gold_kept(stays, facts))
+            gold.append(gold_kept(stays, facts, any_fact))
     means = {name: _mean(values) for name, values in rows.items()}
     shares = {} if not gold else {
         "gold_tokens": _mean([one.tokens for one in gold]),
         "gold_whole": _mean([one.whole for one in gold]),
         "gold_broken": _mean([one.broken for one in gold]),
-        "group_broken": _mean([one.group_broken for one in gold]) if len(facts) > 1 else None,
+        "group_broken": _mean([one.group_broken for one in gold]) if len(facts) > 1 and not any_fact else None,
     }  # fmt: skip
     return AccessMeasures(**means, **shares)  # type: ignore[arg-type]
 
@@ -59,9 +59,13 @@ class GoldKept:
     group_broken: float
 
 
-def gold_kept(stays: Tensor, facts: Sequence[tuple[int, int]]) -> GoldKept:
-    """What a layer's heads keep of the evidence. stays: [H, N] bool; facts: [start, end), one or more, none empty."""
+def gold_kept(stays: Tensor, facts: Sequence[tuple[int, int]], any_fact: bool = False) -> GoldKept:
+    """What a layer's heads keep of the evidence. stays: [H, N] bool; facts: [start, end), one or more, none empty; any_fact: the
+    facts are alternatives, and each head is judged by the one that it keeps most of."""
     share = torch.stack([stays[:, start:end].double().mean(1) for start, end in facts], 1)  # [H, facts]
+    if any_fact:
+        share = share.amax(1, keepdim=True)
+        facts = [(0, 1)]  # one of them, whatever its length
     whole = share == 1
     n_tokens = torch.tensor([end - start for start, end in facts], dtype=torch.float64, device=stays.device)
     return GoldKept(
@@ -78,18 +82,21 @@ def _tv(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _law_distance(law: Law, decode: Tensor) -> float:
-    """Mean over KV heads of TV(the arm's law, p*), p* [H, N] a mean over decode steps and the heads of a group; by unit."""
+    """Mean over KV heads of TV(the arm's law, p*), p* [H, N] a mean over decode steps and the heads of a group; by unit.
+
+    What an earlier eviction took has no unit any more, so all of its p* counts as missed.
+    """
     assert law.exposure is not None
-    distances = []
+    distances, decode = [], decode.cpu()
     for head, target in enumerate(decode):
         real = law.valid[head] & (law.starts[head] < target.numel())  # a late cut also sees tokens of the answer
-        starts = law.starts[head][real]
-        exposure = law.exposure[head][real].to(target.dtype).clamp(min=0)
-        unit = (
-            torch.searchsorted(starts.contiguous(), torch.arange(target.numel(), device=target.device), right=True) - 1
-        )
-        by_unit = torch.zeros_like(exposure).index_add_(0, unit.clamp(min=0), target)
-        distances.append(float(_tv(exposure / exposure.sum().clamp(min=torch.finfo(target.dtype).tiny), by_unit)))
+        starts, exposure = law.starts[head][real].contiguous(), law.exposure[head][real].to(target.dtype).clamp(min=0)
+        tokens = torch.arange(target.numel())
+        unit = (torch.searchsorted(starts, tokens, right=True) - 1).clamp(min=0)
+        there = starts[unit] == tokens // law.block_size * law.block_size
+        by_unit = torch.zeros_like(exposure).index_add_(0, unit[there], target[there])
+        own = exposure / exposure.sum().clamp(min=torch.finfo(target.dtype).tiny)
+        distances.append(float(_tv(own, by_unit)) + float(target[~there].sum()) / 2)
     return _mean(distances)  # type: ignore[return-value]
 
 

@@ -15,10 +15,13 @@ from kvpress_eval.decode import Decoded, Stop, decode
 from kvpress_eval.diagnostic.measure import KeptSets
 from kvpress_eval.diagnostic.witness import Witness
 
+#: bytes of the copies of a full cache that are held at a time
+MAX_COPIES = 4 * 2**30
+
 
 @dataclass(frozen=True)
 class Reading:
-    """The reference under one cache, from its second token on: the first comes out of the prefill, which no eviction changes.
+    """The reference under one cache.
 
     lowest: smallest difference between a token's logit and the largest other one. log_probability: mean; divergence: mean KL(full ||
     this) in nats. first_wrong: index in the reference of the first token that greedy decoding would not say, None if there is none.
@@ -44,22 +47,24 @@ def with_sets(full: CompressedCache, sets: Sequence[KeptSets]) -> CompressedCach
 
 
 def read_reference(
-    model: PreTrainedModel, caches: CompressedCache, witness: Witness, tail: Sequence[int]
+    model: PreTrainedModel, caches: CompressedCache, witness: Witness, first: Tensor, tail: Sequence[int]
 ) -> list[Reading]:
-    """Read the reference under every row of a cache, which stands behind the prompt and holds the reference afterwards."""
-    ids = torch.tensor([[*tail, *witness.reference]], device=model.device)
-    n_rows, m = caches.compressed_layers[0].storage.n_rows, len(witness.reference)
-    if m < 2:
-        return [Reading(torch.inf, 0.0, 0.0, None)] * n_rows
-    logits = model(
-        input_ids=ids[:, :-1].expand(n_rows, -1), past_key_values=caches, use_cache=True, logits_to_keep=m - 1
-    ).logits
-    target = ids[0, -(m - 1) :]
-    return [_reading(row.float(), witness.logits.to(row.device), target) for row in logits]
+    """Read the reference under every row of a cache, which stands behind the prompt and holds the reference afterwards.
+
+    first: [rows, vocabulary] logits behind the prompt; with a tail the first token is chosen behind that.
+    """
+    m = len(witness.reference)
+    ids = torch.tensor([[*tail, *witness.reference[:-1]]], device=model.device).expand(first.shape[0], -1)
+    parts = [] if tail else [first[:, None].float()]
+    if ids.shape[1]:
+        keep = m if tail else m - 1
+        parts.append(model(input_ids=ids, past_key_values=caches, use_cache=True, logits_to_keep=keep).logits.float())
+    target = torch.tensor(witness.reference, device=model.device)
+    return [_reading(row, witness.logits.to(row.device), target) for row in torch.cat(parts, 1)]
 
 
 def _reading(logits: Tensor, full: Tensor, target: Tensor) -> Reading:
-    """logits, full: [m - 1, vocabulary] of the reference's tokens `target` [m - 1]."""
+    """logits, full: [m, vocabulary], from which the reference's tokens `target` [m] are chosen."""
     own = logits.gather(1, target[:, None])[:, 0]
     others = logits.scatter(1, target[:, None], -torch.inf).amax(1)
     log_probs, full_log_probs = F.log_softmax(logits, -1), F.log_softmax(full, -1)
@@ -70,7 +75,7 @@ def _reading(logits: Tensor, full: Tensor, target: Tensor) -> Reading:
         divergence=float(
             F.kl_div(log_probs, full_log_probs, log_target=True, reduction="none").sum(-1).clamp(min=0).mean()
         ),
-        first_wrong=int(wrong[0]) + 1 if wrong.numel() else None,
+        first_wrong=int(wrong[0]) if wrong.numel() else None,
     )
 
 
@@ -78,16 +83,17 @@ def read_sets(
     model: PreTrainedModel,
     full: CompressedCache,
     witness: Witness,
+    first: Tensor,
     tail: Sequence[int],
     sets: Sequence[KeptSets],
     rows: int,
 ) -> list[Reading]:
-    """The reference under each set, `rows` at a time."""
+    """The reference under each set, `rows` at a time. first: [1, vocabulary] logits behind what the full cache has read."""
     found: list[Reading] = []
-    for some in _split(sets, rows):
+    for some in _split(sets, rows_at_once(full, rows)):
         cache = with_sets(full, some)
         try:
-            found += read_reference(model, cache, witness, tail)
+            found += read_reference(model, cache, witness, first.expand(len(some), -1), tail)
         finally:
             cache.close()
     return found
@@ -104,7 +110,7 @@ def answer_sets(
 ) -> list[Decoded]:
     """Greedy answers under each set. logits: [1, vocabulary] behind what the full cache has read; with a tail they are made anew."""
     found: list[Decoded] = []
-    for some in _split(sets, rows):
+    for some in _split(sets, rows_at_once(full, rows)):
         cache = with_sets(full, some)
         try:
             begin = logits.expand(len(some), -1)
@@ -115,6 +121,12 @@ def answer_sets(
         finally:
             cache.close()
     return found
+
+
+def rows_at_once(full: CompressedCache, rows: int) -> int:
+    """At most `rows`, and not more copies of the full cache than fit into MAX_COPIES; free memory is no measure, for a resumed run must
+    make the same batches."""
+    return max(1, min(rows, MAX_COPIES // max(sum(layer.nbytes for layer in full.compressed_layers), 1)))
 
 
 def _split(sets: Sequence[KeptSets], rows: int) -> Iterator[Sequence[KeptSets]]:

@@ -24,7 +24,7 @@ from kvpress.errors import ContractError
 from kvpress_eval.arms import Arm, make_arms
 from kvpress_eval.diagnostic.coupling import task_coupling
 from kvpress_eval.diagnostic.finding import Stage
-from kvpress_eval.records import FULL
+from kvpress_eval.records import FULL, FULL_REPEAT
 from kvpress_eval.sweep import Sweep, _Fields, read_yaml, sweeps_folder
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class Measuring(_Fields):
 
     max_reference: tokens of the reference answer that are read; longer ones are cut. attribute: arms whose failures are replayed; None for
         all, () for none. answer_slack: tokens by which a replay's text may be longer than the reference. rows: of one batch of replays.
+    controls: random exchanges that a replay that repairs is held against.
     boundary: share of the samples, drawn by their prompt's digest, on which rankings are compared at the host's boundary. draws: exchanges at
         random for each ranking. units, width: how many units are left out of the full cache one at a time, and their tokens.
     """
@@ -92,6 +93,7 @@ class Measuring(_Fields):
     failing: Failing = Failing()
     answer_slack: int = Field(default=16, ge=0)
     rows: int = Field(default=8, ge=1)
+    controls: int = Field(default=3, ge=1)
     boundary: float = Field(default=0.5, ge=0, le=1)
     draws: int = Field(default=2, ge=1)
     units: int = Field(default=16, ge=4)
@@ -143,6 +145,13 @@ class Study(Sweep):
             raise ValueError("a study names its arms under 'swaps', not under 'contracts'")
         try:
             host = resolve(self.host)
+            budgets = [resolve(host, budget).budget for budget in self.budgets]
+            if host.name in (FULL, FULL_REPEAT) or any(budget.keeps_everything for budget in budgets):
+                raise ValueError(
+                    "the host must evict something at every budget, and not be called 'full' or 'full_repeat'"
+                )
+            if len({budget.short for budget in budgets}) < len(budgets):
+                raise ValueError("a budget is given twice")
             found, comparisons = {host.name: host}, []
             swaps = [*self.swaps.items(), (NULL, _null(host)), (ORACLE, _oracle(host))]
             for name, swap in swaps:
@@ -253,12 +262,11 @@ def _null(host: Contract) -> Swap:
 
 
 def _oracle(host: Contract) -> Swap:
-    """The host with the queries of a right answer; with plain token sums where the host's access means nothing for them."""
+    """The host with the queries of a right answer: what its access could have been. A host that reads no attention is given mass with them."""
     swap: dict[str, Any] = {"query_law": "oracle"}
-    try:
-        contract = host.swap(**swap)
-    except ContractError:
+    if not host.ranking.statistics:
+        swap["ranking"] = "mass"
+    if host.schedule.kind != "end_of_prefill":
         swap["schedule"] = "end_of_prefill"
-        contract = host.swap(**swap)
-    transfer: Stage | None = "access" if len(differences(host, contract)) > 1 else None
-    return Swap(swap=swap, transfer=transfer)
+    several = len(differences(host, host.swap(**swap))) > 1
+    return Swap(swap=swap, transfer="access" if several else None)

@@ -22,14 +22,19 @@ from kvpress_kernels.reference.window_scores import attention_probs
 
 @dataclass(frozen=True)
 class Law:
-    """What an arm knew of one layer when it cut it: exposures [H, U] (None where its ranking reads no attention), scores [H, U], the first
-    position [H, U] of the units, which of them are real and which are protected [H, U], and the budget in tokens per head."""
+    """What an arm knew of one layer when it cut it, on the CPU.
+
+    exposure: [H, U] its access law, not normalised: the attention mass as its access slot smooths and combines it, whatever its ranking
+        makes of it; None where the ranking reads no attention. scores: [H, U]. starts: [H, U] first position of each unit; valid,
+        protected: [H, U]. block_size: tokens of a unit. budget: tokens per head.
+    """
 
     exposure: Tensor | None
     scores: Tensor
     starts: Tensor
     valid: Tensor
     protected: Tensor
+    block_size: int
     budget: int
     eps_lat: int
     ties: int
@@ -38,7 +43,7 @@ class Law:
 
 @dataclass
 class Notes:
-    """The observer of one arm's cache: the newest prompt query of each layer, and what each layer decided."""
+    """The observer of one arm's cache: the newest prompt query of each layer, and what each layer decided last."""
 
     last: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
     laws: dict[int, Law] = field(default_factory=dict)
@@ -48,15 +53,14 @@ class Notes:
             self.last[layer.index] = (query[:, :, -1:].clone(), first + query.shape[2] - 1)
 
     def decided(self, layer: CompressedLayer, row: int, scored: Scored, decision: Decision) -> None:
-        features, ranking = scored.problem.features, layer.plan.contract.ranking
-        # a mass is an access law as it was pooled; other scalars weigh it, so the law they began with stands for them
-        exposure = scored.scores if getattr(ranking, "of", ranking).kind == "mass" else scored.mass
+        features = scored.problem.features
         self.laws[layer.index] = Law(
-            exposure=None if exposure is None else exposure.clone(),
-            scores=scored.scores.clone(),
-            starts=features.starts,
-            valid=features.valid,
-            protected=scored.protected,
+            exposure=None if scored.law is None else scored.law.float().cpu(),
+            scores=scored.scores.float().cpu(),
+            starts=features.starts.cpu(),
+            valid=features.valid.cpu(),
+            protected=scored.protected.cpu(),
+            block_size=features.block_size,
             budget=scored.problem.budget,
             eps_lat=sum(decision.eps_lat),
             ties=decision.ties,
@@ -96,7 +100,7 @@ class LayerWitness:
 
 @dataclass(frozen=True)
 class Witness:
-    """All compressed layers, by layer index. logits [m - 1, vocabulary]: of the reference's tokens but the first, over the full cache."""
+    """All compressed layers, by layer index. logits [m, vocabulary]: from which the reference's tokens are chosen, over the full cache."""
 
     reference: tuple[int, ...]
     layers: dict[int, LayerWitness]
@@ -121,17 +125,24 @@ class _Queries:
 
 
 def bear_witness(
-    model: PreTrainedModel, full: CompressedCache, notes: Notes, tail: Sequence[int], reference: Sequence[int]
+    model: PreTrainedModel,
+    full: CompressedCache,
+    notes: Notes,
+    first: Tensor,
+    tail: Sequence[int],
+    reference: Sequence[int],
 ) -> Witness:
     """Read `tail` (what follows a context that was cut) and the reference over a copy of the full cache, which stays as it is.
 
-    full: has read the prompt under the contract "full", observed by `notes`. reference: ids, one or more.
+    full: has read the prompt under the contract "full", observed by `notes`. first: [1, vocabulary] logits behind it. reference: ids, one or more.
     """
     cache, observer, n_prompt = join([full]), _Queries(), full.get_seq_length()
     cache.plan.observer = observer
     ids = torch.tensor([[*tail, *reference]], device=model.device)
     try:
-        logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=len(reference)).logits[0]
+        keep = len(reference) + (1 if tail else 0)
+        logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[0]
+        logits = logits if tail else torch.cat([first.to(logits), logits])
         layers = {
             layer.index: _layer(layer, observer.vectors[layer.index], notes.last[layer.index], n_prompt, len(reference))
             for layer in cache.compressed_layers

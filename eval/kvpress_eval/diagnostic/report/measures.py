@@ -38,7 +38,7 @@ def _fit(name: str) -> Callable[[Finding], float | None]:
 
 
 def _margin(name: str) -> Callable[[Finding], float | None]:
-    return lambda finding: getattr(finding.margin, name)
+    return lambda finding: None if finding.margin is None else getattr(finding.margin, name)
 
 
 def _bound(finding: Finding) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvpress_eval.diagnostic.attribution import chance_repairs
 from kvpress_eval.diagnostic.finding import Verdict
 from kvpress_eval.diagnostic.report.grid import Grid, Measured
 from kvpress_eval.diagnostic.report.means import Mean, share
@@ -67,7 +68,7 @@ def _row(grid: Grid, arm: str, scope: str | None, task: str | None, each: Sequen
     clusters = [one.cluster for one in replayed]
     by_verdict = {name: [one.finding.verdict == name for one in replayed] for name in LOST}
     first = [next((replay.name for replay in one.finding.replays if replay.repaired), None) for one in replayed]
-    chance = [any(replay.name == "chance" and replay.repaired for replay in one.finding.replays) for one in replayed]
+    chance = [chance_repairs(one.finding.replays) for one in replayed]
     return VerdictRow(
         mode=grid.mode,
         budget=scope,
