@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -57,6 +57,7 @@ class Sweep(_Fields):
         kernels. batch_arms: decode all arms of a sample in one batch; false decodes each alone, for honest speeds.
     """
 
+    command: ClassVar[str] = "eval"
     name: str = Field(default="sweep", pattern=r"^[\w.-]+$")
     model: str
     tasks: Annotated[tuple[TaskChoice, ...], Field(min_length=1)]

@@ -104,7 +104,7 @@ def run_workers(folder: Path, sweep: Sweep | None, devices: Sequence[str | None]
     if chosen is None:
         chosen = parse_sweep(manifests.read(folder)["sweep"], f"'{folder / manifests.NAME}'")
     elif (folder / manifests.NAME).exists():
-        raise InputError(f"'{folder}' holds a run already: `kvpress eval resume {folder}` goes on with it")
+        raise InputError(f"'{folder}' holds a run already: `kvpress {chosen.command} resume {folder}` goes on with it")
     first = ["resume", str(folder)] if sweep is None else _begin(folder, sweep)
     with Bar(chosen, err) as bar:
         workers = [Worker(first, 1, len(devices), devices[0], bar)]

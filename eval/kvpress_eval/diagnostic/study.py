@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -127,6 +127,7 @@ class Study(Sweep):
         them run the host, the null arm (the host's ranking with negligible noise) and the oracle arm (the host with the queries of a right answer).
     """
 
+    command: ClassVar[str] = "diagnose"
     host: str | dict[str, Any]
     swaps: dict[Name, Swap] = Field(default_factory=dict)
     budgets: Annotated[tuple[str | float | int, ...], Field(min_length=1)]

@@ -45,7 +45,7 @@ def run_on_ray(
     """
     folder = folder.resolve()
     if sweep is not None and (folder / manifests.NAME).exists():
-        raise InputError(f"'{folder}' holds a run already: `kvpress eval resume {folder}` goes on with it")
+        raise InputError(f"'{folder}' holds a run already: `kvpress {sweep.command} resume {folder}` goes on with it")
     chosen = sweep or parse_sweep(manifests.read(folder)["sweep"], f"'{folder / manifests.NAME}'")
     with connected(address):
         import ray

@@ -98,7 +98,7 @@ def _changes(grid: Grid, steps: Sequence[Step]) -> str:
             parts.append(f"{stage}: {joined([*names, *more]) if names else f'none of {len(tested)} shown'}")
     return (
         f"Changes of the score that are shown over {budget_words(grid.overall)}, in points (Holm over "
-        f"{plural(len(of_all), 'arm')}): {'; '.join(parts) or 'none'}."
+        f"{plural(sum(step.p is not None for step in of_all), 'arm')}): {'; '.join(parts) or 'none'}."
     )
 
 
