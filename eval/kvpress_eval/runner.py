@@ -51,7 +51,9 @@ class Runner:
             KvpressError: the folder holds a run already, or model, contract or task are missing or wrong.
         """
         if (folder / manifests.NAME).exists():
-            raise InputError(f"'{folder}' holds a run already: `kvpress {sweep.command} resume {folder}` goes on with it")
+            raise InputError(
+                f"'{folder}' holds a run already: `kvpress {sweep.command} resume {folder}` goes on with it"
+            )
         if any(folder.glob("records*.jsonl")):
             raise InputError(f"'{folder}' holds records but no {manifests.NAME}: begin the run in an empty folder")
         runner = cls.open(sweep, folder, device)

@@ -200,6 +200,19 @@ def test_a_length_that_is_too_short_says_which_one_is_not(kind, folder, merging_
     assert samples(kind, folder, merging_tokenizer, enough + 8, 1)[0].meta["haystack_tokens"] >= 64
 
 
+def test_a_haystack_that_encodes_longer_than_planned_asks_for_more_length(folder, merging_tokenizer, monkeypatch):
+    from kvpress_eval.tasks.needlebench.recipe_haystack import Haystack
+
+    hide = Haystack.hide
+    monkeypatch.setattr(Haystack, "hide", lambda self, n, *more: hide(self, n, *more) + " amber" * 60)
+    with pytest.raises(InputError, match="needs a length of") as error:
+        samples("m_rt", folder, merging_tokenizer, 500, 1)
+    least = int(str(error.value).split("length of ")[1].split(" tokens")[0].replace(",", ""))
+    with pytest.raises(InputError, match="needs a length of") as error:
+        samples("m_rt", folder, merging_tokenizer, least + 8, 1)
+    assert int(str(error.value).split("length of ")[1].split(" tokens")[0].replace(",", "")) > least + 8
+
+
 def test_essays_that_are_too_short_are_an_error(folder, tokenizer):
     with pytest.raises(InputError, match="lower the length"):
         samples("s_rt", folder, tokenizer, 100_000, 1)

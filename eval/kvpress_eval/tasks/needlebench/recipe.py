@@ -79,7 +79,7 @@ class RecipeTask(Task):
         while True:
             if n < MIN_HAYSTACK:
                 raise InputError(
-                    f"{self.name} needs a length of {length - room + MIN_HAYSTACK:,} tokens or more with this tokenizer, not {length:,}"
+                    f"{self.name} needs a length of {length - n + MIN_HAYSTACK:,} tokens or more with this tokenizer, not {length:,}"
                 )
             full = with_context(sample, haystack.hide(n, pieces, depths), length=length, haystack_tokens=n)
             over = n_prompt(request, full) + full.max_new_tokens - length
