@@ -90,6 +90,11 @@ def test_the_view_says_the_verdict_and_shows_the_evidence(run, everything):
     assert ("tokens ...]" in text) is not everything
 
 
+@pytest.mark.parametrize("name", ["1", "lookup/1", "toy/lookup/1"])
+def test_a_sample_is_named_with_or_without_its_task_and_family(run, name):
+    assert explain(run, name).record.sample == "1"
+
+
 def test_an_arm_that_did_not_fail_is_explained_too(run):
     found = explain(run, "0", arm="host@20%", task="lookup")
     assert "did not lose this answer" in text_of(view(found))

@@ -70,7 +70,7 @@ def explain(
 ) -> Explanation:
     """Explain one sample of a run; the model's weights are not needed.
 
-    sample: its id, or "task/sample". arm: with budget; by default the first one with a verdict on a failure, else the first one
+    sample: its id, or "task/sample", the task with or without its family. arm: with budget; by default the first one with a verdict on a failure, else the first one
         measured. task, length, mode: where several have the sample.
 
     Raises:
@@ -118,7 +118,8 @@ def explain(
 
 def _is(record: Record, sample: str, task: str | None) -> bool:
     named = task is None or task in (record.task, record.task.rpartition("/")[2])
-    return named and sample in (record.sample, f"{record.task}/{record.sample}")
+    short = record.task.rpartition("/")[2]
+    return named and sample in (record.sample, f"{record.task}/{record.sample}", f"{short}/{record.sample}")
 
 
 def _choose(records: Sequence[Record], arm: str | None, sample: str) -> Record:
