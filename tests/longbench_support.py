@@ -47,3 +47,24 @@ def write(path: Path, *contents: dict[str, Any]) -> None:
 def samples(folder: Path, task: str, limit: int | None = None) -> list[Sample]:
     # the tokenizer plays no part: segments are delivered as text
     return list(TASKS[task].samples(Request(None, Data([folder]), limit=limit)))  # type: ignore[arg-type]
+
+
+def write_trees(folder: Path, n_rows: int) -> None:
+    """A set of short contexts about trees, for tests that start processes: multifieldqa_en with `n_rows` rows."""
+    woods = ["birch", "oak", "pine", "elm"]
+    rows = [
+        {
+            "input": f"Which tree is number {i}?",
+            "context": " ".join(f"Tree {k} is a {woods[(i + k) % 4]}." for k in range(20)),
+            "answers": ["birch"],
+            "length": 100,
+            "dataset": "multifieldqa_en",
+            "language": "en",
+            "all_classes": None,
+            "_id": f"{i:048x}",
+        }
+        for i in range(n_rows)
+    ]
+    (folder / "longbench").mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "longbench" / "multifieldqa_en.jsonl").write_text(text, encoding="utf-8")

@@ -8,33 +8,19 @@ import sys
 import time
 
 import pytest
+from longbench_support import write_trees
 
 from kvpress.cli import main
 from kvpress_eval.records import read_run
 
 N_ROWS = 10
-WOODS = ["birch", "oak", "pine", "elm"]
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, model_folder):
     """A folder with a small LongBench file, and a sweep over it with the tiny model."""
     folder = tmp_path_factory.mktemp("cli")
-    rows = [
-        {
-            "input": f"Which tree is number {i}?",
-            "context": " ".join(f"Tree {k} is a {WOODS[(i + k) % 4]}." for k in range(20)),
-            "answers": ["birch"],
-            "length": 100,
-            "dataset": "multifieldqa_en",
-            "language": "en",
-            "all_classes": None,
-            "_id": f"{i:048x}",
-        }
-        for i in range(N_ROWS)
-    ]
-    (folder / "longbench").mkdir()
-    (folder / "longbench" / "multifieldqa_en.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_trees(folder, N_ROWS)
     (folder / "trees.yaml").write_text(
         f"model: {model_folder}\ntasks: [{{task: longbench/multifieldqa_en}}]\ncontracts: [snapkv, streaming_llm]\n"
         f"budgets: [40%]\ndtype: float32\ndata: ['{folder}']\n"

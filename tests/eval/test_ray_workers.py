@@ -13,6 +13,7 @@ import types
 from pathlib import Path
 
 import pytest
+from longbench_support import write_trees
 
 from kvpress.cli import main
 from kvpress.errors import InputError
@@ -27,7 +28,6 @@ from kvpress_eval.sweep import load_sweep
 from kvpress_eval.units import Shard
 
 N_ROWS, N_ARMS = 12, 3
-WOODS = ["birch", "oak", "pine", "elm"]
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +59,7 @@ def cluster(ray):
 def workplace(tmp_path_factory, model_folder):
     """A folder with a small LongBench file, and a sweep over it; its model is named from the folder, as users do."""
     folder = tmp_path_factory.mktemp("ray")
-    rows = [
-        {
-            "input": f"Which tree is number {i}?",
-            "context": " ".join(f"Tree {k} is a {WOODS[(i + k) % 4]}." for k in range(20)),
-            "answers": ["birch"],
-            "length": 100,
-            "dataset": "multifieldqa_en",
-            "language": "en",
-            "all_classes": None,
-            "_id": f"{i:048x}",
-        }
-        for i in range(N_ROWS)
-    ]
-    (folder / "longbench").mkdir()
-    (folder / "longbench" / "multifieldqa_en.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_trees(folder, N_ROWS)
     (folder / "model").symlink_to(model_folder)
     (folder / "trees.yaml").write_text(
         "model: model\ntasks: [{task: longbench/multifieldqa_en}]\ncontracts: [snapkv, streaming_llm]\n"

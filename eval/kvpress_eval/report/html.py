@@ -6,18 +6,16 @@ allows no script but the one whose hash it names, no image, no font and no conne
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from typing import Any
 
 from kvpress_eval.records import FULL, Mode
 from kvpress_eval.report import text
 from kvpress_eval.report.costs import CostRow, cost_rows
 from kvpress_eval.report.noise import noise_totals
+from kvpress_eval.report.page import render
 from kvpress_eval.report.plots import forest, heatmap, score_by_bytes
 from kvpress_eval.report.rows import MacroRow, Row
 from kvpress_eval.report.summary import Summary
@@ -68,29 +66,16 @@ class Block:
 
 def to_html(summary: Summary) -> str:
     """The whole page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("kvpress_eval", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=text.number,
-        signed=text.signed,
-        probability=text.probability,
-        size=text.size,
-        interval=text.interval,
-        length_name=text.length_name,
-    )
-    script = _part("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html.j2").render(
-        style=_part("page.css"),
-        script=script,
-        script_hash=f"sha256-{digest}",
+    return render(
+        "kvpress_eval.report",
+        {
+            "number": text.number,
+            "signed": text.signed,
+            "probability": text.probability,
+            "size": text.size,
+            "interval": text.interval,
+            "length_name": text.length_name,
+        },
         summary=summary,
         blocks=blocks(summary),
         facts=facts(summary),
@@ -190,7 +175,3 @@ def _heatmaps(summary: Summary, key: tuple[str, int | None, Mode]) -> list[tuple
 
 def _ordered(grids: list[Any], order: list[str]) -> list[Any]:
     return sorted(grids, key=lambda grid: order.index(grid.arm) if grid.arm in order else len(order))
-
-
-def _part(name: str) -> str:
-    return (resources.files("kvpress_eval.report") / name).read_text(encoding="utf-8")

@@ -6,10 +6,7 @@ them, and no script runs but the one whose hash the page names.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-from importlib import resources
 from typing import Any
 
 from kvpress_eval.diagnostic.report import words
@@ -24,6 +21,7 @@ from kvpress_eval.diagnostic.words import MEANING, STAGES
 from kvpress_eval.records import FULL
 from kvpress_eval.report import text
 from kvpress_eval.report.losses import shorten
+from kvpress_eval.report.page import render
 from kvpress_eval.statistics.interval import MIN_CLUSTERS
 
 #: measures of one table, by its heading
@@ -39,34 +37,20 @@ MEASURE_TABLES: dict[str, tuple[str, ...]] = {
 
 def to_html(summary: Summary) -> str:
     """The whole page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("kvpress_eval.diagnostic", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=text.number,
-        signed=text.signed,
-        probability=text.probability,
-        length_name=text.length_name,
-        ends=words.ends,
-        level_ends=words.level_ends,
-        joined_ends=words.joined_ends,
-        budget=words.budget_words,
-        shown=shorten,
-    )
-    shared, own = resources.files("kvpress_eval.report"), resources.files("kvpress_eval.diagnostic.report")
-    script = (shared / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts: list[tuple[Part, Figures]] = [(part, figures(part, summary.settings)) for part in summary.parts]
-    return environment.get_template("page.html.j2").render(
-        style="\n".join((folder / "page.css").read_text(encoding="utf-8") for folder in (shared, own)),
-        script=script,
-        script_hash=f"sha256-{digest}",
+    return render(
+        "kvpress_eval.diagnostic.report",
+        {
+            "number": text.number,
+            "signed": text.signed,
+            "probability": text.probability,
+            "length_name": text.length_name,
+            "ends": words.ends,
+            "level_ends": words.level_ends,
+            "joined_ends": words.joined_ends,
+            "budget": words.budget_words,
+            "shown": shorten,
+        },
         summary=summary,
         parts=parts,
         facts=facts(summary),
