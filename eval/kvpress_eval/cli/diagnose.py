@@ -75,7 +75,7 @@ def explain(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     sample: Annotated[str, typer.Argument(help="A sample's id, or TASK/ID.")],
     arm: Annotated[
-        str | None, typer.Option(help="Such as snapkv@5%; by default the first one that lost the answer.")
+        str | None, typer.Option(help="Such as snapkv@5%; by default one that lost the answer, the host first.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="Where several tasks have the sample.")] = None,
     length: Annotated[int | None, typer.Option(help="Where the task ran at several lengths.")] = None,

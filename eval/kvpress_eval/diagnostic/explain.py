@@ -70,8 +70,8 @@ def explain(
 ) -> Explanation:
     """Explain one sample of a run; the model's weights are not needed.
 
-    sample: its id, or "task/sample", the task with or without its family. arm: with budget; by default the first one with a verdict on a failure, else the first one
-        measured. task, length, mode: where several have the sample.
+    sample: its id, or "task/sample", the task with or without its family. arm: with budget; by default one with a verdict on a failure, the
+        host before others. task, length, mode: where several have the sample.
 
     Raises:
         InputError: there is no such sample or arm, several are meant, it was not measured, or its prompt is not what it was.
@@ -93,12 +93,12 @@ def explain(
         found = dict.fromkeys(str(getattr(one, name)) for one in records)
         if len(found) > 1:
             raise InputError(f"sample '{sample}' is there for {name} {' and '.join(found)}: say which with --{name}")
-    record = _choose(records, arm, sample)
+    manifest = manifests.read(folder)
+    sweep = parse_sweep(manifest["sweep"], f"'{folder / manifests.NAME}'")
+    record = _choose(records, arm, sample, sweep.host_name if isinstance(sweep, Study) else None)
     finding = finding_of(record)
     assert finding is not None
     full = next(one for one in records if one.arm == FULL)
-    manifest = manifests.read(folder)
-    sweep = parse_sweep(manifest["sweep"], f"'{folder / manifests.NAME}'")
     item, tokenizer = _item(sweep, record)
     if item.prompt.sha != record.prompt_sha:
         raise InputError(
@@ -122,7 +122,7 @@ def _is(record: Record, sample: str, task: str | None) -> bool:
     return named and sample in (record.sample, f"{record.task}/{record.sample}", f"{short}/{record.sample}")
 
 
-def _choose(records: Sequence[Record], arm: str | None, sample: str) -> Record:
+def _choose(records: Sequence[Record], arm: str | None, sample: str, host: str | None) -> Record:
     measured = [
         (one, finding) for one in records if (finding := finding_of(one)) is not None and finding.access is not None
     ]
@@ -136,7 +136,8 @@ def _choose(records: Sequence[Record], arm: str | None, sample: str) -> Record:
             raise InputError(f"there is no arm '{arm}' on sample '{sample}': it has {', '.join(dict.fromkeys(names))}")
         return next(one for one, _ in measured if one.arm == arm)
     failing = [one for one, finding in measured if finding.verdict not in (None, "none")]
-    return failing[0] if failing else measured[0][0]
+    # a study is about its host; records are in the order of their names, which says nothing
+    return min(failing or [one for one, _ in measured], key=lambda one: one.contract != host)
 
 
 def _comparison(sweep: Sweep, record: Record) -> Comparison | None:
