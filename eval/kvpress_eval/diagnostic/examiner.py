@@ -21,7 +21,7 @@ from kvpress_eval.diagnostic.boundary import (
     without_unit,
 )
 from kvpress_eval.diagnostic.case import Case, kept_sets, notes_of
-from kvpress_eval.diagnostic.failure import Replayer
+from kvpress_eval.diagnostic.failure import Failure, Replayer
 from kvpress_eval.diagnostic.finding import (
     ExchangeMeasures,
     Finding,
@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from kvpress_eval.diagnostic.study import Measuring
 
 
+#: verdict and replays of an arm, by its name
+Verdicts = dict[str, tuple[Verdict, tuple[Replay, ...]]]
+
+
 class Examiner(Engine):
     """An engine whose answers carry findings. measuring: what is measured, and which failures are replayed; host: the contract whose
     boundary is looked at."""
@@ -64,7 +68,8 @@ class Examiner(Engine):
     ) -> list[Answer]:
         case = self._case(reads, answers, prompt, sample, tail)
         readings = self._readings(case, reads)
-        findings = {read.arm.name: self._finding(case, read, readings.get(read.arm.name)) for read in reads}
+        verdicts = self._verdicts(case, reads, readings)
+        findings = {read.arm.name: self._finding(case, read, readings.get(read.arm.name), verdicts) for read in reads}
         if int(prompt.sha[-4:], 16) < self.measuring.boundary * 0x10000:
             for name, found in self._boundary(case, reads, readings):
                 findings[name] = findings[name].model_copy(update=found)
@@ -106,7 +111,7 @@ class Examiner(Engine):
             found |= dict(zip([read.arm.name for read in some], readings, strict=True))
         return found
 
-    def _finding(self, case: Case, read: Read, reading: Reading | None) -> Finding:
+    def _finding(self, case: Case, read: Read, reading: Reading | None, verdicts: Verdicts) -> Finding:
         """reading: None for an arm that goes on evicting."""
         witness, laws, facts = case.witness, notes_of(read).laws, case.facts
         margin = None
@@ -123,7 +128,7 @@ class Examiner(Engine):
         if read.arm.budget is None:
             return Finding(access=None, value=None, fit=None, margin=margin, kept=None, heads=heads, gold=facts)
         kept = kept_sets(read.cache, witness)
-        verdict, replays = self._attribute(case, read, reading, kept)
+        verdict, replays = verdicts.get(read.arm.name, (None, ()))
         counts = sum(
             (mask.long().sum(0).cpu() for mask in kept.values()), torch.zeros(witness.n_prompt, dtype=torch.long)
         )
@@ -139,16 +144,19 @@ class Examiner(Engine):
             replays=replays,
         )
 
-    def _attribute(
-        self, case: Case, read: Read, reading: Reading | None, kept: KeptSets
-    ) -> tuple[Verdict | None, tuple[Replay, ...]]:
-        """Replay a failure; "none" where nothing failed, None where the study does not ask or the arm goes on evicting."""
-        contract, wanted = read.arm.contract, self.measuring.attribute
-        assert contract is not None
-        if (wanted is not None and contract.name not in wanted) or reading is None:
-            return None, ()
-        if case.reference is None or not self.measuring.failing.fails(case.scores[FULL], case.scores[read.arm.name]):
-            return "none", ()
+    def _verdicts(self, case: Case, reads: Sequence[Read], readings: dict[str, Reading]) -> Verdicts:
+        """Replay the failures: "none" where nothing failed, and nothing for arms that the study does not ask about or that go on evicting."""
+        wanted, found, failures = self.measuring.attribute, Verdicts(), []
+        for read in reads:
+            contract, name = read.arm.contract, read.arm.name
+            if read.arm.budget is None or contract is None or name not in readings:
+                continue
+            if wanted is not None and contract.name not in wanted:
+                continue
+            if case.reference is None or not self.measuring.failing.fails(case.scores[FULL], case.scores[name]):
+                found[name] = "none", ()
+            else:
+                failures.append(Failure(read, readings[name], kept_sets(read.cache, case.witness)))
         newlines = self._newlines() if case.sample.stop_at_newline else frozenset[int]()
         scorer = find_scorer(case.sample.metric)
 
@@ -156,7 +164,8 @@ class Examiner(Engine):
             return scorer(self._text(decoded), case.sample).value
 
         replayer = Replayer(self.model, self.measuring, case, lambda limit: Stop(self.eos, newlines, limit), score)
-        return replayer.attribute(read, reading, kept)
+        replayed = replayer.attribute(failures)
+        return found | {one.read.arm.name: what for one, what in zip(failures, replayed, strict=True)}
 
     def _boundary(
         self, case: Case, reads: Sequence[Read], readings: dict[str, Reading]

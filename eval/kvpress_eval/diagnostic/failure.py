@@ -1,4 +1,4 @@
-"""The replays of one failure, run: their readings, their texts where the readings leave it open, and the control by chance."""
+"""The replays of a sample's failures, run: their readings, their texts where the readings leave it open, and the control by chance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from kvpress.evidence import LayerSpec
 from kvpress_eval.decode import Decoded, Stop
-from kvpress_eval.diagnostic.attribution import counterfactuals, first_repair, verdict_of
+from kvpress_eval.diagnostic.attribution import Counterfactuals, counterfactuals, first_repair, verdict_of
 from kvpress_eval.diagnostic.boundary import exchange_at_random
 from kvpress_eval.diagnostic.case import Case, holds_exact_values, notes_of
 from kvpress_eval.diagnostic.finding import Replay, Verdict
@@ -21,8 +21,24 @@ from kvpress_eval.records import FULL
 
 
 @dataclass(frozen=True)
+class Failure:
+    """An arm that lost the answer. own: the reference under the arm itself; kept: its set."""
+
+    read: Read
+    own: Reading
+    kept: KeptSets
+
+
+#: reading of a set, whether the answer is back (None: left open), and its text's score where one was asked for
+_Outcome = tuple[Reading, bool | None, float | None]
+
+
+@dataclass(frozen=True)
 class Replayer:
-    """Runs replays of one case. stop: when a text ends, given its limit in tokens; score: of a decoded text."""
+    """Runs replays of one case, those of all its failures in common batches: a step reads the model's weights once for all rows.
+
+    stop: when a text ends, given its limit in tokens; score: of a decoded text.
+    """
 
     model: PreTrainedModel
     measuring: Measuring
@@ -30,56 +46,72 @@ class Replayer:
     stop: Callable[[int], Stop]
     score: Callable[[Decoded], float]
 
-    def attribute(self, read: Read, own: Reading, kept: KeptSets) -> tuple[Verdict, tuple[Replay, ...]]:
-        """Verdict and replays of a failing arm. own: the reference under the arm itself; kept: its set."""
+    def attribute(self, failures: Sequence[Failure]) -> list[tuple[Verdict, tuple[Replay, ...]]]:
+        """Verdict and replays of each failure."""
+        made = [self._counterfactuals(one) for one in failures]
+        tried = self._try([list(one.sets.values()) for one in made], failures, in_order=True)
+        replays = [
+            [_replay(name, outcome, one.exchanged[name]) for name, outcome in zip(one.sets, outcomes, strict=True)]
+            for one, outcomes in zip(made, tried, strict=True)
+        ]
+        repairs = [first_repair(found) for found in replays]
+        drawn = [
+            self._drawn(failure, one.sets[repair.name]) if repair is not None and repair.name != "stored" else []
+            for failure, one, repair in zip(failures, made, repairs, strict=True)
+        ]
+        by_chance = self._try(drawn, failures, in_order=False)
+        for found, repair, outcomes in zip(replays, repairs, by_chance, strict=True):
+            if repair is not None:
+                found += [_replay("chance", outcome, repair.exchanged) for outcome in outcomes]
+        return [(verdict_of(found), tuple(found)) for found in replays]
+
+    def _counterfactuals(self, failure: Failure) -> Counterfactuals:
+        read, case = failure.read, self.case
         contract, laws = read.arm.contract, notes_of(read).laws
         assert contract is not None
         specs = {layer.index: _spec(layer.spec) for layer in read.cache.compressed_layers}
         budgets = {index: law.budget for index, law in laws.items()}
-        found = counterfactuals(contract, self.case.witness, specs, kept, budgets, self.case.facts[: self._n_facts])
+        facts = case.facts[: self._n_facts]
+        found = counterfactuals(contract, case.witness, specs, failure.kept, budgets, facts)
         sets = dict(found.sets)
-        if holds_exact_values(read.cache, self.case.witness):
+        if holds_exact_values(read.cache, case.witness):
             del sets["stored"]  # it is the arm itself, which failed
-        # a margin says "the answer is back" only if the reference is all there, and the failing arm does not say it too
-        decisive = self.case.whole and not own.says_reference
-        tried = self._try(list(sets.items()), decisive, in_order=True)
-        replays = [
-            _replay(name, reading, repaired, score, found.exchanged[name])
-            for name, (reading, repaired, score) in zip(sets, tried, strict=True)
-        ]
-        repair = first_repair(replays)
-        if repair is not None and repair.name != "stored":
-            drawn = [
-                ("chance", exchange_at_random(kept, sets[repair.name], laws, self.case.seed + i))
-                for i in range(self.measuring.controls)
-            ]
-            replays += [
-                _replay("chance", reading, repaired, score, repair.exchanged)
-                for reading, repaired, score in self._try(drawn, decisive, in_order=False)
-            ]
-        return verdict_of(replays), tuple(replays)
+        return Counterfactuals(sets, found.exchanged)
 
     @property
     def _n_facts(self) -> int | None:
         """Where any one fact is enough, the first one is forced into the set; else all are."""
         return 1 if self.case.sample.any_evidence else None
 
+    def _drawn(self, failure: Failure, repair: KeptSets) -> list[KeptSets]:
+        """As many tokens as a repair exchanges, exchanged at random."""
+        laws, seed = notes_of(failure.read).laws, self.case.seed
+        return [exchange_at_random(failure.kept, repair, laws, seed + i) for i in range(self.measuring.controls)]
+
     def _try(
-        self, sets: Sequence[tuple[str, KeptSets]], decisive: bool, in_order: bool
-    ) -> list[tuple[Reading, bool | None, float | None]]:
-        """Reading, whether the answer is back, and the text's score of each set. in_order: what stands behind the first repair is left open."""
+        self, sets: Sequence[Sequence[KeptSets]], failures: Sequence[Failure], in_order: bool
+    ) -> list[list[_Outcome]]:
+        """What becomes of each failure's sets. in_order: what stands behind a failure's first repair is left open."""
         case, rows = self.case, self.measuring.rows
-        chosen = [one for _, one in sets]
-        readings = read_sets(self.model, case.full, case.witness, case.logits, case.tail, chosen, rows)
-        shown = [decisive and reading.says_reference for reading in readings]
-        last = shown.index(True) if in_order and True in shown else len(sets)
-        asked = [i for i in range(len(sets)) if not shown[i] and i < last]
-        scores = dict(zip(asked, self._scores([chosen[i] for i in asked]), strict=True))
-        found: list[tuple[Reading, bool | None, float | None]] = []
-        for i, reading in enumerate(readings):
-            repaired = True if shown[i] else self._repairs(scores[i]) if i in scores else None
-            found.append((reading, repaired, scores.get(i)))
-        return found
+        flat = [one for some in sets for one in some]
+        everything = iter(read_sets(self.model, case.full, case.witness, case.logits, case.tail, flat, rows))
+        readings = [[next(everything) for _ in some] for some in sets]
+        # a margin says "the answer is back" only if the reference is all there, and the failing arm does not say it too
+        shown = [
+            [case.whole and not failure.own.says_reference and reading.says_reference for reading in some]
+            for failure, some in zip(failures, readings, strict=True)
+        ]
+        last = [some.index(True) if in_order and True in some else len(some) for some in shown]
+        asked = [(i, j) for i, some in enumerate(shown) for j in range(last[i]) if not some[j]]
+        scores = dict(zip(asked, self._scores([sets[i][j] for i, j in asked]), strict=True))
+        repaired = {at: self._repairs(value) for at, value in scores.items()}
+        return [
+            [
+                (reading, True if shown[i][j] else repaired.get((i, j)), scores.get((i, j)))
+                for j, reading in enumerate(some)
+            ]
+            for i, some in enumerate(readings)
+        ]
 
     def _scores(self, sets: Sequence[KeptSets]) -> list[float]:
         """Scores of the sets' own answers, which may be a little longer than the reference."""
@@ -98,5 +130,6 @@ def _spec(spec: LayerSpec | None) -> LayerSpec:
     return spec
 
 
-def _replay(name: str, reading: Reading, repaired: bool | None, score: float | None, exchanged: float) -> Replay:
+def _replay(name: str, outcome: _Outcome, exchanged: float) -> Replay:
+    reading, repaired, score = outcome
     return Replay(name=name, lowest=reading.lowest, score=score, repaired=repaired, exchanged=exchanged)  # type: ignore[arg-type]

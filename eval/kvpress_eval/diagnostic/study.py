@@ -92,7 +92,7 @@ class Measuring(_Fields):
     attribute: tuple[str, ...] | None = None
     failing: Failing = Failing()
     answer_slack: int = Field(default=16, ge=0)
-    rows: int = Field(default=8, ge=1)
+    rows: int = Field(default=32, ge=1)
     controls: int = Field(default=3, ge=1)
     boundary: float = Field(default=0.5, ge=0, le=1)
     draws: int = Field(default=2, ge=1)
