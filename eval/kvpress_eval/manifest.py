@@ -20,8 +20,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvpress.errors import InputError
+from kvpress.files import write_atomically
 from kvpress_eval.arms import Arm
-from kvpress_eval.files import write_atomically
 from kvpress_eval.sweep import Sweep
 
 NAME = "manifest.json"

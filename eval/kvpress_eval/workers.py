@@ -19,8 +19,8 @@ import yaml
 
 from kvpress.cli.console import err
 from kvpress.errors import InputError
+from kvpress.files import write_atomically
 from kvpress_eval import manifest as manifests
-from kvpress_eval.files import write_atomically
 from kvpress_eval.progress import Bar, read_line
 from kvpress_eval.sweep import Sweep, parse_sweep
 

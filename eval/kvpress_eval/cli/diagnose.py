@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from kvpress.cli.console import err, out, print_json, quiet_transformers
+from kvpress.files import write_atomically
 from kvpress_eval.cli.work import add_work
-from kvpress_eval.files import write_atomically
 from kvpress_eval.plugins import needs_extra
 
 app = typer.Typer(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kvpress_eval.files import write_atomically
+from kvpress.files import write_atomically
 from kvpress_eval.plugins import needs_extra
 
 

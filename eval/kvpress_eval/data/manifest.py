@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kvpress.errors import InputError
-from kvpress_eval.files import write_atomically
+from kvpress.files import write_atomically
 
 NAME = "MANIFEST.json"
 MAX_BYTES = 10_000_000

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from kvpress.cli.console import err
 from kvpress.errors import InputError, KvpressError
+from kvpress.files import write_atomically
 from kvpress_eval import manifest as manifests
-from kvpress_eval.files import write_atomically
 from kvpress_eval.progress import Bar, JsonLines
 from kvpress_eval.ray.board import Board, Place
 from kvpress_eval.ray.cluster import Share, connected

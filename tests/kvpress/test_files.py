@@ -5,7 +5,7 @@ import os
 import pytest
 
 from kvpress.errors import InputError
-from kvpress_eval.files import write_atomically
+from kvpress.files import write_atomically
 
 
 def test_a_file_is_replaced(tmp_path):
