@@ -4,6 +4,8 @@
     values    [capacity, Dv]      the rest is slack that new tokens fill
     positions [capacity] int32    the column of the token in the (padded) input; ascending within a segment
 
+With `int8` keys and values are codes, and key_scales and value_scales [capacity] float16 go with them.
+
 Segments are row-major: r = row * n_heads + head. Lengths live on the host, so that no step waits for the device.
 """
 
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvpress_kernels.reference.int8 import SCALE_DTYPE, dequantise, quantise
 from kvpress_kernels.reference.packed_attention import packed_attention
 from kvpress_kernels.reference.packed_decode import packed_decode
 
@@ -26,26 +29,33 @@ MIN_SLACK = 16
 class PackedStore:
     """Ragged K/V storage of one layer; policy-free (it is told what to keep)."""
 
-    def __init__(self, keys: Tensor, values: Tensor, kept: Sequence[Tensor]) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, kept: Sequence[Tensor], int8: bool = False) -> None:
         """Copy the kept tokens of dense tensors, without slack.
 
         Args:
             keys: [B, H, n, D], values: [B, H, n, Dv].
             kept: for each (row, head), row-major, the ascending columns [m] to store; m may differ.
+            int8: store codes and scales.
         """
-        self.n_heads = keys.shape[1]
+        self.n_heads, self.dtype = keys.shape[1], keys.dtype
         self.lengths = [int(columns.numel()) for columns in kept]
         self.room = list(self.lengths)
         self._place()
         total = sum(self.lengths)
-        self.keys = keys.new_empty(total, keys.shape[-1])
-        self.values = values.new_empty(total, values.shape[-1])
+        self.keys = keys.new_empty(total, keys.shape[-1], dtype=torch.int8 if int8 else None)
+        self.values = values.new_empty(total, values.shape[-1], dtype=torch.int8 if int8 else None)
+        self.key_scales = keys.new_empty(total, dtype=SCALE_DTYPE) if int8 else None
+        self.value_scales = keys.new_empty(total, dtype=SCALE_DTYPE) if int8 else None
         self.positions = torch.cat(list(kept)).to(keys.device, torch.int32)
         for index, columns in enumerate(kept):  # straight into the buffers: no second copy of the kept tokens
             row, head = divmod(index, self.n_heads)
             used = slice(self.starts[index], self.starts[index] + self.lengths[index])
-            torch.index_select(keys[row, head], 0, columns, out=self.keys[used])
-            torch.index_select(values[row, head], 0, columns, out=self.values[used])
+            if self.key_scales is None or self.value_scales is None:
+                torch.index_select(keys[row, head], 0, columns, out=self.keys[used])
+                torch.index_select(values[row, head], 0, columns, out=self.values[used])
+            else:
+                self.keys[used], self.key_scales[used] = quantise(keys[row, head, columns])
+                self.values[used], self.value_scales[used] = quantise(values[row, head, columns])
 
     @property
     def n_rows(self) -> int:
@@ -54,12 +64,12 @@ class PackedStore:
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers, slack included."""
-        return sum(t.untyped_storage().nbytes() for t in (self.keys, self.values, self.positions))
+        return sum(t.untyped_storage().nbytes() for _, t in self._buffers())
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one stored token in one head, position included."""
-        return sum(t.shape[1:].numel() * t.element_size() for t in (self.keys, self.values, self.positions))
+        return sum(t.shape[1:].numel() * t.element_size() for _, t in self._buffers())
 
     def row_bytes(self, row: int) -> int:
         """Bytes of the tokens of one row, slack left out."""
@@ -77,17 +87,20 @@ class PackedStore:
 
     def decode(self, query: Tensor, **options: Any) -> Tensor:
         """Attention of one token a row: query [B, H, G, D] -> [B, H, G, Dv]; options of `packed_decode`."""
-        return packed_decode(query, self.keys, self.values, self.starts, self.lengths, **options)
+        return packed_decode(query, self.keys, self.values, self.starts, self.lengths, **self._scales, **options)
 
     def attend(self, query: Tensor, columns: Tensor, **options: Any) -> Tensor:
         """Attention of q tokens a row in columns [q]: query [B, H, G, q, D] -> [B, H, G, q, Dv]."""
         stored = self.keys, self.values, self.positions, self.starts, self.lengths
-        return packed_attention(query, *stored, columns, **options)
+        return packed_attention(query, *stored, columns, **self._scales, **options)
 
     def segment(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Views of one segment's keys [n, D], values [n, Dv] and positions [n]."""
+        """One segment's keys [n, D], values [n, Dv] and positions [n]: views, or copies in the model's dtype of what is in int8."""
         used = slice(self.starts[index], self.starts[index] + self.lengths[index])
-        return self.keys[used], self.values[used], self.positions[used]
+        if self.key_scales is None or self.value_scales is None:
+            return self.keys[used], self.values[used], self.positions[used]
+        keys = dequantise(self.keys[used], self.key_scales[used], self.dtype)
+        return keys, dequantise(self.values[used], self.value_scales[used], self.dtype), self.positions[used]
 
     def segments(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """All segments, row-major."""
@@ -122,23 +135,44 @@ class PackedStore:
             mask = chosen.to(keys.device)
             source_keys, source_values = keys.flatten(0, 1)[mask], values.flatten(0, 1)[mask]
             source_columns = columns.expand(len(self.lengths), -1)[mask.to(columns.device)]
-        self.keys.index_copy_(0, target, source_keys)
-        self.values.index_copy_(0, target, source_values)
-        self.positions.index_copy_(0, target, source_columns.to(self.positions))
+        for name, new in self._encoded(source_keys, source_values, source_columns.to(self.positions)):
+            getattr(self, name).index_copy_(0, target, new)
         self.lengths = [n + new for n, new in zip(self.lengths, per_segment, strict=True)]
 
     def _append_evenly(self, keys: Tensor, values: Tensor, columns: Tensor) -> None:
         """`append` where all segments end at the same offset: one strided copy instead of an index (half the time)."""
         first, room, n_new = self.lengths[0], self.room[0], keys.shape[2]
         new = slice(first, first + n_new)
-        self.keys.view(-1, room, keys.shape[-1])[:, new] = keys.flatten(0, 1)
-        self.values.view(-1, room, values.shape[-1])[:, new] = values.flatten(0, 1)
-        self.positions.view(-1, room)[:, new] = columns.to(self.positions)
+        for name, source in self._encoded(keys.flatten(0, 1), values.flatten(0, 1), columns.to(self.positions)):
+            buffer = getattr(self, name)
+            buffer.view(-1, room, *buffer.shape[1:])[:, new] = source
 
     def _make_writable(self) -> None:
         """Buffers from torch.inference_mode cannot be written outside it: continue on copies."""
         if self.keys.is_inference() and not torch.is_inference_mode_enabled():
-            self.keys, self.values, self.positions = self.keys.clone(), self.values.clone(), self.positions.clone()
+            for name, buffer in list(self._buffers()):
+                setattr(self, name, buffer.clone())
+
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The flat buffers by their names."""
+        for name in ("keys", "values", "positions", "key_scales", "value_scales"):
+            buffer = getattr(self, name)
+            if buffer is not None:
+                yield name, buffer
+
+    @property
+    def _scales(self) -> dict[str, Tensor]:
+        return {name: buffer for name, buffer in self._buffers() if name.endswith("_scales")}
+
+    def _encoded(self, keys: Tensor, values: Tensor, positions: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """What goes into each buffer for new keys [..., D], values and positions."""
+        yield "positions", positions
+        if self.key_scales is None:
+            yield from (("keys", keys), ("values", values))
+            return
+        for name, vectors in (("key", keys), ("value", values)):
+            codes, scales = quantise(vectors)
+            yield from ((f"{name}s", codes), (f"{name}_scales", scales))
 
     def keep(self, kept: Sequence[Tensor]) -> None:
         """Reduce every segment to the tokens that `kept` [n] (ascending indices) names, and free the rest."""
@@ -168,7 +202,7 @@ class PackedStore:
         new.lengths = [n for store in stores for n in store.lengths]
         new.room = [n for store in stores for n in store.room]
         new._place()
-        for name in ("keys", "values", "positions"):
+        for name, _ in list(new._buffers()):
             setattr(new, name, torch.cat([getattr(store, name) for store in stores]))
         return new
 
@@ -193,8 +227,7 @@ class PackedStore:
         target = torch.cat([torch.arange(s, s + n) for s, n in zip(self.starts, lengths, strict=True)])
         target = target.to(self.keys.device)
         dense = sum(room) == sum(lengths)
-        for name in ("keys", "values", "positions"):
-            old: Tensor = getattr(self, name)
+        for name, old in list(self._buffers()):
             if dense:
                 new = old.index_select(0, source)
             else:

@@ -80,10 +80,8 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
     resumed = second.run()
     for a, b in zip([*unbroken.keys, *unbroken.means], [*resumed.keys, *resumed.means], strict=True):
         assert torch.equal(a, b)
-    curves = [points(tmp_path / name / "curve.jsonl") for name in ("one", "two")]
-    assert [[(p.step, p.loss, p.judge_kl) for p in curve] for curve in curves][0] == [
-        (p.step, p.loss, p.judge_kl) for p in curves[1]
-    ]
+    one, two = (points(tmp_path / name / "curve.jsonl") for name in ("one", "two"))
+    assert [(p.step, p.loss, p.judge_kl) for p in one] == [(p.step, p.loss, p.judge_kl) for p in two]
 
 
 def test_a_finished_training_is_only_read(tmp_path):

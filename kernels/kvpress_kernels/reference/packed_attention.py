@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kvpress_kernels.reference import cpu_route
+from kvpress_kernels.reference.int8 import dequantise
 from kvpress_kernels.reference.packed_decode import check_segments
 from kvpress_kernels.reference.packed_units import softmax_dtype
 
@@ -34,13 +35,15 @@ def packed_attention(
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> Tensor:
     """`softmax(scale * q k^T) v` over the stored tokens of each segment that a query may see; no gradient.
 
     query: [B, Hkv, G, Q, D]. keys: [capacity, D], values: [capacity, Dv], any float dtype. positions:
     [capacity] int32, the original position of each stored token, ascending inside a segment. starts, lengths:
     B*Hkv host integers in (row, KV head) order. query_positions: [Q] int64, in any order, the same for all
-    rows: a stored token is seen by a query when its position is not larger. softcap, sinks: as in
+    rows: a stored token is seen by a query when its position is not larger. softcap, sinks, key_scales, value_scales: as in
     `packed_decode`.
 
     Returns [B, Hkv, G, Q, Dv] in the dtype of query; a query that sees no token gives zeros. The softmax is
@@ -66,8 +69,8 @@ def packed_attention(
         if end == 0:
             continue
         free = int(torch.searchsorted(held, seen_from, right=True))
-        k_nd = keys[start : start + end].to(work)
-        v_nd = values[start : start + end].to(work)
+        seen = slice(start, start + end)
+        k_nd, v_nd = _read(keys, key_scales, seen, work), _read(values, value_scales, seen, work)
         sink_g = None if sinks_hg is None else sinks_hg[row % n_kv]
         step = max(1, SCORE_BYTES // (2 * group * (end + 1) * softmax_dtype(work).itemsize))
         for q0 in range(0, n_queries, step):
@@ -75,6 +78,11 @@ def packed_attention(
             hidden = held[free:end] > query_positions[q0 : q0 + step, None] if free < end else None
             out[row, :, q0 : q0 + step] = _attend(q_gqd, k_nd, v_nd, hidden, scale, softcap, sink_g)
     return out.view(batch, n_kv, group, n_queries, values.shape[1])
+
+
+def _read(vectors: Tensor, scales: Tensor | None, seen: slice, work: torch.dtype) -> Tensor:
+    """Stored vectors [n, d] in `work` dtype."""
+    return vectors[seen].to(work) if scales is None else dequantise(vectors[seen], scales[seen], work)
 
 
 def _attend(

@@ -32,6 +32,8 @@ def packed_decode(
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> Tensor:
     """`softmax(scale * q k^T) v` over each segment; inference only, no gradient.
 
@@ -39,7 +41,8 @@ def packed_decode(
     [capacity, Dv], any float dtype. starts, lengths: B*Hkv host integers in (row, KV head) order; segment r
     holds `keys[starts[r] : starts[r] + lengths[r]]`, nothing outside a segment is read.
     softcap: logits become `softcap * tanh(logits / softcap)` (Gemma-2). sinks: [Hkv*G] learned logits that
-    join the softmax denominator only (gpt-oss).
+    join the softmax denominator only (gpt-oss). key_scales, value_scales: [capacity] factors of the stored vectors, for keys and
+    values in int8 (`int8.quantise`); they are multiplied into logits and weights, so codes are only widened.
 
     Returns [B, Hkv, G, Dv] in the dtype of query; an empty segment gives zeros. The softmax is float32, or
     float64 for a float64 query. Raises ValueError for shapes or segments that do not fit together.
@@ -48,6 +51,8 @@ def packed_decode(
     rows, value_dim = batch * n_kv, values.shape[-1]
     check_segments(n_kv * group, rows, head_dim, keys, values, starts, lengths, sinks)
     work = cpu_route.matmul_dtype(query.dtype, query.device)
+    if key_scales is not None and work == torch.float16:
+        work = torch.float32  # products with codes are up to 127 times larger than logits, and float16 ends at 65504
     # Detached rather than under no_grad, which costs as much as a matmul of a short cache.
     keys, values = keys.detach(), values.detach()
     q_rgd, rest = _scaled(query.detach().reshape(rows, group, head_dim), work, scale)
@@ -58,11 +63,14 @@ def packed_decode(
     token_bytes = max(head_dim, value_dim) * work.itemsize
     # A segment that alone overflows the staging buffer goes as units, which are staged group by group.
     if lengths[0] * token_bytes <= cpu_route.STAGE_BYTES and _evenly_spaced(starts, lengths):
+        scales = tuple(
+            None if s is None else _view(s[:, None], starts, lengths)[..., 0] for s in (key_scales, value_scales)
+        )
         out = _decode_uniform(
-            q_rgd, _view(keys, starts, lengths), _view(values, starts, lengths), rest, softcap, sinks_rg
+            q_rgd, _view(keys, starts, lengths), _view(values, starts, lengths), rest, softcap, sinks_rg, scales
         )
     else:
-        out = decode_units(q_rgd, keys, values, starts, lengths, rest, softcap, sinks_rg)
+        out = decode_units(q_rgd, keys, values, starts, lengths, rest, softcap, sinks_rg, (key_scales, value_scales))
     return out[:, :group].to(query.dtype).view(batch, n_kv, group, value_dim)
 
 
@@ -132,7 +140,13 @@ def _view(buffer: Tensor, starts: Sequence[int], lengths: Sequence[int]) -> Tens
 
 
 def _decode_uniform(
-    q_rgd: Tensor, k_rnd: Tensor, v_rnd: Tensor, rest: float, softcap: float | None, sinks_rg: Tensor | None
+    q_rgd: Tensor,
+    k_rnd: Tensor,
+    v_rnd: Tensor,
+    rest: float,
+    softcap: float | None,
+    sinks_rg: Tensor | None,
+    scales_rn: tuple[Tensor | None, ...],
 ) -> Tensor:
     """[R, G, Dv] for equally long segments, in tiles of rows whose staged K fits the staging buffer."""
     rows, n_tokens, key_dim = k_rnd.shape
@@ -144,8 +158,10 @@ def _decode_uniform(
         tile = max(1, min(rows, cpu_route.STAGE_BYTES // row_bytes))
     parts = []
     for r in range(0, rows, tile):
-        sink = None if sinks_rg is None else sinks_rg[r : r + tile]
-        parts.append(_decode_tile(q_rgd[r : r + tile], k_rnd[r : r + tile], v_rnd[r : r + tile], rest, softcap, sink))
+        at = slice(r, r + tile)
+        sink = None if sinks_rg is None else sinks_rg[at]
+        factors = tuple(None if s is None else s[at, None].to(softmax_dtype(q_rgd.dtype)) for s in scales_rn)
+        parts.append(_decode_tile(q_rgd[at], k_rnd[at], v_rnd[at], rest, softcap, sink, factors))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -157,9 +173,16 @@ def _n_splits(q_rgd: Tensor, n_tokens: int) -> int:
 
 
 def _decode_tile(
-    q_rgd: Tensor, k_rnd: Tensor, v_rnd: Tensor, rest: float, softcap: float | None, sinks_rg: Tensor | None
+    q_rgd: Tensor,
+    k_rnd: Tensor,
+    v_rnd: Tensor,
+    rest: float,
+    softcap: float | None,
+    sinks_rg: Tensor | None,
+    factors_r1n: tuple[Tensor | None, ...],
 ) -> Tensor:
     """[R, G, Dv] for one tile, its tokens cut into `splits` equal chunks of c tokens (zero-filled at the end)."""
+    key_factor, value_factor = factors_r1n
     rows, n_tokens, key_dim = k_rnd.shape
     group, value_dim, splits = q_rgd.shape[1], v_rnd.shape[2], _n_splits(q_rgd, n_tokens)
     chunk = -(-n_tokens // splits)
@@ -170,13 +193,19 @@ def _decode_tile(
         q_items = q_rgd[:, None].expand(rows, splits, group, key_dim).reshape(rows * splits, group, key_dim)
         items = torch.bmm(q_items, k_rnd.view(rows * splits, chunk, key_dim).transpose(1, 2))
         logits = items.view(rows, splits, group, chunk).transpose(1, 2).reshape(rows, group, splits * chunk)
+    if key_factor is not None:
+        logits = logits.to(key_factor.dtype)
+        logits[:, :, :n_tokens].mul_(key_factor)
     logits = finish_logits(logits, rest, softcap)
     if splits * chunk > n_tokens:
         logits[:, :, n_tokens:] = -math.inf
     if sinks_rg is None:
-        probs = torch.softmax(logits, dim=-1).to(q_rgd.dtype)
+        probs = torch.softmax(logits, dim=-1)
     else:
-        probs = torch.softmax(torch.cat((logits, sinks_rg[:, :, None]), dim=-1), dim=-1)[:, :, :-1].to(q_rgd.dtype)
+        probs = torch.softmax(torch.cat((logits, sinks_rg[:, :, None]), dim=-1), dim=-1)[:, :, :-1]
+    if value_factor is not None:
+        probs[:, :, :n_tokens] *= value_factor
+    probs = probs.to(q_rgd.dtype)
     v_rnd = _staged(v_rnd, q_rgd.dtype, splits, chunk)
     if splits == 1:
         return torch.bmm(probs, v_rnd)

@@ -73,6 +73,11 @@ class _Units:
                 flat[first + n_tokens : first + n_tokens + tail].zero_()
         return flat.view(end - begin, self.size, buffer.shape[1])
 
+    def factors(self, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        """Factors [units, 1, size] of the stored vectors, from their flat buffer [capacity]; zero where no token is."""
+        found = [self.stage(scales[:, None], item, dtype).clone() for item in self.groups]
+        return torch.cat(found).transpose(1, 2)
+
 
 def decode_units(
     q_rgd: Tensor,
@@ -83,8 +88,13 @@ def decode_units(
     rest: float,
     softcap: float | None,
     sinks_rg: Tensor | None,
+    scales: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Tensor:
-    """[R, G, Dv] for segments of any lengths: one batched matmul over all units, one softmax per segment."""
+    """[R, G, Dv] for segments of any lengths: one batched matmul over all units, one softmax per segment.
+
+    scales: factors [capacity] of the stored keys and values.
+    """
+    key_scales, value_scales = scales
     rows, group, _ = q_rgd.shape
     work, device, wide = q_rgd.dtype, q_rgd.device, softmax_dtype(q_rgd.dtype)
     units = _Units(starts, lengths, max(keys.shape[1], values.shape[1]) * work.itemsize)
@@ -97,6 +107,8 @@ def decode_units(
     for item in units.groups:
         k_units = units.stage(keys, item, work)
         torch.bmm(q_units[item[0] : item[1]], k_units.transpose(1, 2), out=logits[item[0] : item[1]])
+    if key_scales is not None:
+        logits = logits.to(wide) * units.factors(key_scales, wide)
     logits = finish_logits(logits, rest, softcap)
     for unit, n_tokens in units.partial:
         logits[unit, :, n_tokens:] = -math.inf
@@ -107,6 +119,8 @@ def decode_units(
     probs = logits.sub_(top[row_of_unit][:, :, None]).exp_()
     total = torch.zeros_like(top) if sinks_rg is None else torch.exp(sinks_rg - top)
     total.index_add_(0, row_of_unit, probs.sum(dim=-1))
+    if value_scales is not None:
+        probs = probs * units.factors(value_scales, wide)
     probs = probs.to(work)
     for item in units.groups:
         v_units = units.stage(values, item, work)
