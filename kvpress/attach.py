@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 #: what the name of a wrapped attention implementation begins with
 PREFIX = "kvpress_"
+#: name of the attribute by which a key tensor carries its layer to the attention function
+HANDLE = "_kvpress_layer"
+#: (query [B, Hq, q, D], keys [B, H, n, D], values, mask) -> [B, q, Hq, Dv]: the model's own attention
+UserAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass

@@ -16,8 +16,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from kvpress.attach import PREFIX
-from kvpress.cache.layer import HANDLE
+from kvpress.attach import HANDLE, PREFIX
 from kvpress.errors import UnsupportedModelError
 from kvpress.evidence import LayerSpec
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import get_args
 
 import torch
-from torch import Tensor
 
 from kvpress.errors import InputError, unknown
 from kvpress_kernels.dispatch import BackendName, interpreted, why_no_kernels
@@ -33,11 +32,9 @@ class Backend:
     page_size: int
     reason: str
 
-    def layout(self, keys: Tensor, values: Tensor) -> PageLayout | None:
-        """Layout of the pages for keys [.., D] and values [.., Dv]; None for the packed store."""
-        if self.store == "packed":
-            return None
-        return PageLayout(self.page_size, keys.shape[-1], values.shape[-1], keys.dtype)
+    def layout(self, key_dim: int, value_dim: int, dtype: torch.dtype) -> PageLayout | None:
+        """Layout of the pages for keys and values of these widths; None for the packed store."""
+        return None if self.store == "packed" else PageLayout(self.page_size, key_dim, value_dim, dtype)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ one by one. Everything that slots see is [H, U] with U the longest head's units;
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -59,11 +59,31 @@ class Queries:
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """KV heads that store the same positions: keys [S, N, D], values [S, N, Dv], positions [N] ascending."""
+    """KV heads that store the same positions: keys [S, N, D], values [S, N, Dv], positions [N] ascending.
+
+    bases: [S, D, r] of the keys and [S, Dv, r] of the values where both are stored in a reduced space. Queries and W_O are brought into
+    it, so that everything is computed there: masses are those of the reduced attention, and norms of value differences are the same
+    in both spaces because the columns are orthonormal.
+    """
 
     keys: Tensor
     values: Tensor
     positions: Tensor
+    bases: tuple[Tensor, Tensor] | None = None
+
+    def query(self, vectors: Tensor) -> Tensor:
+        """Queries [S, ..., D] in the space of the keys."""
+        if self.bases is None:
+            return vectors
+        basis = self.bases[0].reshape(self.bases[0].shape[0], *(1,) * (vectors.dim() - 3), *self.bases[0].shape[1:])
+        return vectors.to(basis.dtype) @ basis
+
+    def weight(self, matrix: Tensor) -> Tensor:
+        """A matrix [S, G, Dv, m] that values are multiplied by, for values as they are stored."""
+        if self.bases is None:
+            return matrix
+        basis = self.bases[1].to(matrix.dtype)
+        return basis.transpose(1, 2)[:, None] @ matrix
 
 
 @dataclass(frozen=True)
@@ -120,10 +140,10 @@ class UnitFeatures:
         for group, table in self._pairs():
             heads = slice(first, first + group.keys.shape[0])
             found = op("window_scores", self.spec.backend)(
-                queries.vectors[heads], group.keys, group.values, queries.positions, group.positions, queries.weights,
+                group.query(queries.vectors[heads]), group.keys, group.values, queries.positions, group.positions, queries.weights,
                 scale=self.spec.scale, statistics=names, unit_slots=table.slots, reducer=reducer,
                 softcap=self.spec.softcap, sinks=None if self.spec.sinks is None else self.spec.sinks[heads],
-                value_basis=self.spec.output_basis[heads] if in_output_space else None,
+                value_basis=group.weight(self.spec.output_basis[heads]) if in_output_space else None,
             )  # fmt: skip
             for name, value in found.items():
                 parts[name].append(value)
@@ -159,10 +179,16 @@ class UnitFeatures:
         at = slice(place, place + 1)
         sinks = None if self.spec.sinks is None else self.spec.sinks[head : head + 1].to(dtype)
         probs = attention_probs(
-            queries.vectors[head : head + 1].to(dtype), group.keys[at].to(dtype), queries.positions, group.positions,
+            self._query(group, at, queries.vectors[head : head + 1]).to(dtype), group.keys[at].to(dtype), queries.positions, group.positions,
             self.spec.scale, self.spec.softcap, sinks,
         )  # fmt: skip
         return probs[0], group.values[place].to(dtype)
+
+    @staticmethod
+    def _query(group: HeadGroup, at: slice, vectors: Tensor) -> Tensor:
+        """Queries [1, G, Q, D] of one head of a group in the space of its keys."""
+        bases = None if group.bases is None else (group.bases[0][at], group.bases[1][at])
+        return replace(group, bases=bases).query(vectors)
 
     def key_norm(self) -> Tensor:
         """[H, U] L2 norm of the keys, mean over the unit's tokens."""
@@ -179,10 +205,10 @@ class UnitFeatures:
         parts, first = [], 0
         for group, table in self._pairs():
             n = group.keys.shape[0]
-            values = group.values.to(weight.dtype)
+            values, seen = group.values.to(weight.dtype), group.weight(weight[first : first + n])
             norms = [
                 torch.stack([
-                    torch.cat([_wide(part @ weight[first + s, g]).norm(order, dim=-1) for part in values[s].split(4096)])
+                    torch.cat([_wide(part @ seen[s, g]).norm(order, dim=-1) for part in values[s].split(4096)])
                     for g in range(self.spec.group)
                 ])
                 for s in range(n)

@@ -40,7 +40,7 @@ def _what_fits(cache: CompressedCache, n_tokens: int, free: int) -> str:
     layer = next((layer for layer in cache.compressed_layers if layer.is_initialized), None)
     if layer is None or (layer.storage.store is None and layer.storage.dense is None):
         return "a shorter prompt would fit, or generate(prefill_chunk_size=512) with schedule per_prefill_chunk"
-    per_token = layer.storage.token_bytes * layer.storage.n_heads * layer.storage.n_rows
+    per_token = layer.storage.packing.native_bytes * layer.storage.n_heads * layer.storage.n_rows
     per_token *= cache.plan.n_layers if cache.plan.needs_all_layers or not cache.plan.evicts else 1
     fits = min(n_tokens, free // max(per_token, 1))
     return (

@@ -78,7 +78,7 @@ def make_report(cache: CompressedCache) -> Report:
     others = cache.other_nbytes
     full = (
         sum(
-            (layer.storage.token_bytes - 4) * layer.storage.n_heads * layer.storage.n_rows * layer.seen
+            layer.storage.packing.native_bytes * layer.storage.n_heads * layer.storage.n_rows * layer.seen
             for layer in ready
         )
         + others
@@ -144,7 +144,7 @@ def _decode(graphs: GraphRecord | None) -> str:
 def _layer_rows(decisions: dict[tuple[int, int], dict[str, Any]], layer: CompressedLayer) -> dict[str, Any]:
     """One layer: its heads in all rows, and the decisions' measures (means over rows; counts are summed)."""
     lengths = layer.storage.store.lengths if layer.storage.store is not None else []
-    heads, token = [], layer.storage.token_bytes
+    heads, packing = [], layer.storage.packing
     for index, kept in enumerate(lengths):
         row, head = divmod(index, layer.storage.n_heads)
         seen = _seen(layer)[row]
@@ -153,8 +153,8 @@ def _layer_rows(decisions: dict[tuple[int, int], dict[str, Any]], layer: Compres
                 "row": row,
                 "head": head,
                 "kept_tokens": kept,
-                "bytes_before": seen * (token - 4),
-                "bytes_after": kept * token,
+                "bytes_before": seen * packing.native_bytes,
+                "bytes_after": kept * packing.head_bytes[head],
             }
         )
     found = [decisions[key] for row in range(layer.storage.n_rows) if (key := (layer.index, row)) in decisions]

@@ -273,9 +273,7 @@ def _with_tail(held: Held, batch: CompressedCache, alone: CompressedCache, row: 
         assert store is not None
         assert mine is not None
         grown += store.row_bytes(row) - mine.row_bytes(0)
-        full += (
-            layer.n_heads * (layer.seen - own.seen) * (store.token_bytes - 4)
-        )  # transformers' cache has no positions
+        full += layer.n_heads * (layer.seen - own.seen) * layer.storage.packing.native_bytes
         kept += sum(store.lengths[row * layer.n_heads : (row + 1) * layer.n_heads])
         seen += layer.n_heads * layer.seen
     return Held(held.kept_bytes + grown, held.full_bytes + full, kept / seen, held.output_change)

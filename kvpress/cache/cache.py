@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 
 from kvpress.attach import attach, detach, is_attached
 from kvpress.backend import BackendRequest
+from kvpress.cache.formats import layer_formats
 from kvpress.cache.layer import HANDLE_LOST, CompressedLayer
 from kvpress.cache.plan import Plan
 from kvpress.cache.problems import problems
@@ -62,7 +63,8 @@ class CompressedCache(Cache):
         check_contract_fits(self.contract, model, self.compressed, reference)
         config = model.config.get_text_config(decoder=True)
         n_heads = sum(kv_heads(config, index) for index in self.compressed)
-        self.plan = Plan(self.contract, len(self.compressed), n_heads, check_backend(backend, model))
+        formats = layer_formats(self.contract.representation, model, len(self.compressed))
+        self.plan = Plan(self.contract, len(self.compressed), n_heads, check_backend(backend, model), formats=formats)
         for place, index in enumerate(self.compressed):
             layers[index] = CompressedLayer(self.plan, self, index, place)
         super().__init__(layers=layers)

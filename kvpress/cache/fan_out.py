@@ -21,8 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from kvpress.attach import HANDLE, UserAttention
 from kvpress.cache.cache import CompressedCache
-from kvpress.cache.layer import HANDLE, CompressedLayer, UserAttention
+from kvpress.cache.layer import CompressedLayer
 from kvpress.cache.storage import own_storage
 from kvpress.contract import Contract
 from kvpress.errors import ContractError, KvpressError

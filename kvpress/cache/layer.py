@@ -11,13 +11,14 @@ Two lengths are kept apart: `seen`, the logical length from which the model deri
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from kvpress.attach import HANDLE, UserAttention
 from kvpress.backend import Backend
 from kvpress.cache.evidence_buffer import EvidenceBuffer
 from kvpress.cache.paged import PagedStore
@@ -29,13 +30,6 @@ from kvpress_kernels.dispatch import BackendName
 
 if TYPE_CHECKING:
     from kvpress.cache.cache import CompressedCache
-
-#: (query [B, Hq, q, D], keys [B, H, n, D], values, mask) -> [B, q, Hq, Dv]: the model's own attention
-UserAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-
-#: name of the attribute by which a key tensor carries its layer to the attention function
-HANDLE = "_kvpress_layer"
-
 
 HANDLE_LOST = (
     "this model's attention does not hand the cached keys to transformers' attention interface once per layer, as they "
@@ -71,7 +65,9 @@ class CompressedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.backend = self.plan.backend_for(key_states, value_states)
-        self.storage = empty_storage(key_states, value_states, self.backend, self.plan.pool)
+        self.storage = empty_storage(
+            key_states, value_states, self.backend, self.plan.pool, self.plan.formats, self.place
+        )
         self.is_initialized = True
 
     @property

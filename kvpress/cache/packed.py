@@ -91,8 +91,9 @@ class PackedStore:
 
     def attend(self, query: Tensor, columns: Tensor, **options: Any) -> Tensor:
         """Attention of q tokens a row in columns [q]: query [B, H, G, q, D] -> [B, H, G, q, Dv]."""
-        stored = self.keys, self.values, self.positions, self.starts, self.lengths
-        return packed_attention(query, *stored, columns, **self._scales, **options)
+        return packed_attention(
+            query, self.keys, self.values, self.positions, self.starts, self.lengths, columns, **self._scales, **options
+        )
 
     def segment(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """One segment's keys [n, D], values [n, Dv] and positions [n]: views, or copies in the model's dtype of what is in int8."""
@@ -161,7 +162,7 @@ class PackedStore:
                 yield name, buffer
 
     @property
-    def _scales(self) -> dict[str, Tensor]:
+    def _scales(self) -> dict[str, Any]:
         return {name: buffer for name, buffer in self._buffers() if name.endswith("_scales")}
 
     def _encoded(self, keys: Tensor, values: Tensor, positions: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from kvpress.backend import Backend, BackendRequest
+from kvpress.cache.formats import LayerFormat
 from kvpress.cache.observer import Observer
 from kvpress.contract import Contract
+from kvpress.errors import InputError
 from kvpress.slots.access import Aggregate
 from kvpress_kernels.page_pool import PagePool
 from kvpress_kernels.pages import PageLayout
@@ -99,7 +101,8 @@ class Plan:
     turns_in_full: later prompts that were not cut, because their evidence would need another extra pass.
     frozen: nothing is evicted any more; held_all_layers: a decision had to wait until every layer was there in full.
     n_layers: compressed layers; n_heads_total: their KV heads.
-    request: the backend that was asked for; backends: those in use; pools: where paged layers get their pages.
+    request: the backend that was asked for; backends: those in use; pools: where paged layers get their pages. formats: how each compressed
+    layer stores a token.
     """
 
     contract: Contract
@@ -119,10 +122,13 @@ class Plan:
     observer: Observer | None = None
     graphs: Any = None  # what became of the steps that should be replayed (kvpress/graphs.py)
     pools: dict[tuple[torch.device, PageLayout], PagePool] = field(default_factory=dict)
+    formats: Sequence[LayerFormat] = ()
 
     def backend_for(self, keys: torch.Tensor, values: torch.Tensor) -> Backend:
         """The backend of a layer with keys and values like these, noted for the report."""
         backend = self.request.resolve(keys.device, keys.dtype, (keys.shape[-1], values.shape[-1]))
+        if backend.store == "paged" and self.contract.representation.in_int8:
+            raise InputError("the paged store has no eight-bit pages yet: use store 'packed' with this representation")
         self.backends.add(backend)
         return backend
 

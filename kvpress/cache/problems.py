@@ -21,7 +21,7 @@ def features(layer: CompressedLayer, row: int, limit: int) -> UnitFeatures:
 def problems(layer: CompressedLayer, limit: int) -> list[Problem]:
     """One decision per row over the tokens in columns before `limit`."""
     plan, storage, found = layer.plan, layer.storage, list[Problem]()
-    unit = storage.unit(even=plan.contract.allocation.kind == "uniform")
+    unit = storage.packing.unit(even=plan.contract.allocation.kind == "uniform")
     for row in range(storage.n_rows):
         n_prompt = storage.real_tokens(row, plan.prompt_length or limit)
         if not isinstance(plan.contract.budget, Fraction):  # an absolute budget also holds the answer

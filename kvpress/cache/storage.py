@@ -7,54 +7,64 @@ decided like the same row alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kvpress.backend import Backend
+from kvpress.cache.formats import LayerFormat
 from kvpress.cache.packed import PackedStore
 from kvpress.cache.paged import PagedStore
+from kvpress.cache.projected import ProjectedStore
 from kvpress.errors import KvpressError
 from kvpress.evidence import HeadGroup
 from kvpress.slots.budget import Unit
 from kvpress_kernels.page_pool import PagePool
 from kvpress_kernels.pages import PageLayout
 
-Store = PackedStore | PagedStore
-#: (keys [B, H, n, D], values, columns to store for each row and head) -> the store that holds them
-MakeStore = Callable[[Tensor, Tensor, Sequence[Tensor]], Store]
+Store = PackedStore | PagedStore | ProjectedStore
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a layer packs its tokens.
+
+    make: (keys [B, H, n, D], values, columns to store for each row and head) -> the store that holds them. native_bytes: of a token in
+    one head in the model's own dtype, without a position. head_bytes: of a packed token in each head, its position included. page_size:
+    tokens that a head stores together; page_bytes: their bytes, as a mean over the heads of all layers.
+    """
+
+    make: Callable[[Tensor, Tensor, Sequence[Tensor]], Store]
+    native_bytes: int
+    head_bytes: tuple[int, ...]
+    page_size: int
+    page_bytes: int
+
+    def unit(self, even: bool) -> Unit:
+        """What one head stores together; `even`: all heads of a row get the same number of tokens."""
+        return Unit(self.page_size, self.page_bytes, 0 if even else self.page_size - 1)
 
 
 class LayerStorage:
     """Keys and values of B rows and H KV heads.
 
     dense: keys [B, H, n, D] and values [B, H, n, Dv], or None; store: the packed tokens, or None. Exactly one of the
-    two is there once a token has been seen. valid: [B, n] bool on the host, None without padding. make_store: packs. layout: of
-    the pages it packs into, None where it does not.
+    two is there once a token has been seen. valid: [B, n] bool on the host, None without padding.
     """
 
-    def __init__(
-        self, n_rows: int, n_heads: int, make_store: MakeStore = PackedStore, layout: PageLayout | None = None
-    ) -> None:
-        self.n_rows, self.n_heads, self.make_store, self.layout = n_rows, n_heads, make_store, layout
+    def __init__(self, n_rows: int, n_heads: int, packing: Packing | None = None) -> None:
+        self.n_rows, self.n_heads = n_rows, n_heads
+        self._packing = packing
         self.dense: tuple[Tensor, Tensor] | None = None
         self.store: Store | None = None
         self.valid: Tensor | None = None
 
     @property
-    def token_bytes(self) -> int:
-        """Bytes of one packed token in one KV head, its position included."""
-        if self.store is not None:
-            return self.store.token_bytes
-        assert self.dense is not None
-        return sum(t.shape[-1] * t.element_size() for t in self.dense) + 4
-
-    def unit(self, even: bool) -> Unit:
-        """What one head stores together once packed; `even`: all heads of a row get the same number of tokens."""
-        if self.layout is None:
-            return Unit(1, self.token_bytes)
-        entry = 12  # its place in the page table, and the row's length
-        return Unit(self.layout.page_size, self.layout.nbytes + entry, 0 if even else self.layout.page_size - 1)
+    def packing(self) -> Packing:
+        """How tokens are packed; known as soon as a token has been seen."""
+        assert self._packing is not None
+        return self._packing
 
     @property
     def nbytes(self) -> int:
@@ -115,7 +125,9 @@ class LayerStorage:
         for head in range(self.n_heads):
             keys, values, positions = self.store.segment(row * self.n_heads + head)
             n = int((positions < limit).sum())
-            found.append(HeadGroup(keys[None, :n], values[None, :n], self.positions(row, positions[:n].long())))
+            bases = self.store.bases(head) if isinstance(self.store, ProjectedStore) else None
+            at = self.positions(row, positions[:n].long())
+            found.append(HeadGroup(keys[None, :n], values[None, :n], at, bases))
         return found
 
     def keep(self, kept: Sequence[Sequence[Tensor]] | None, limit: int) -> None:
@@ -131,7 +143,7 @@ class LayerStorage:
                 older, newer = stored[stored < limit], stored[stored >= limit]
                 for head in range(self.n_heads):
                     columns.append(stored if kept is None else torch.cat([older[kept[row][head]], newer]))
-            self.store, self.dense = self.make_store(*self.dense, columns), None
+            self.store, self.dense = self.packing.make(*self.dense, columns), None
         elif kept is not None:
             indices = []
             for index, n_older in enumerate(self.store.stored_before(limit)):
@@ -170,7 +182,7 @@ class LayerStorage:
         stores = [part.store for part in parts if part.store is not None]
         if len(stores) < len(parts) or any(part.valid is not None for part in parts):
             raise KvpressError("only caches whose prompt has been read, without padding, can be joined")
-        joined = LayerStorage(sum(part.n_rows for part in parts), first.n_heads, first.make_store, first.layout)
+        joined = LayerStorage(sum(part.n_rows for part in parts), first.n_heads, first.packing)
         joined.store = stores[0].joined(stores)  # type: ignore[arg-type]
         return joined
 
@@ -180,18 +192,44 @@ class LayerStorage:
 
 
 def empty_storage(
-    keys: Tensor, values: Tensor, backend: Backend, pool_of: Callable[[torch.device, PageLayout], PagePool]
+    keys: Tensor,
+    values: Tensor,
+    backend: Backend,
+    pool_of: Callable[[torch.device, PageLayout], PagePool],
+    formats: Sequence[LayerFormat] = (LayerFormat(),),
+    place: int = 0,
 ) -> LayerStorage:
-    """Storage for keys [B, H, n, D] and values like these, which packs as the backend says; it holds nothing yet."""
-    n_rows, n_heads = keys.shape[:2]
-    layout = backend.layout(keys, values)
-    if layout is None:
-        return LayerStorage(n_rows, n_heads)
+    """Storage for keys [B, H, n, D] and values like these, which packs as the backend and the format of the layer at `place` say.
 
-    def make_store(keys: Tensor, values: Tensor, columns: Sequence[Tensor]) -> PagedStore:
+    formats: of all layers, for budgets in bytes.
+    """
+    n_rows, n_heads = keys.shape[:2]
+    form, itemsize = formats[place], keys.element_size()
+    dims = keys.shape[-1], values.shape[-1]
+    head_bytes = tuple(form.token_bytes(pair, itemsize) for pair in form.ranks(dims, n_heads))
+    together = [_together(one, pair, backend, keys.dtype) for one in formats for pair in one.ranks(dims, n_heads)]
+    page_size, page_bytes = together[0][0], -(-sum(nbytes for _, nbytes in together) // len(together))
+
+    def make_inner(keys: Tensor, values: Tensor, columns: Sequence[Tensor]) -> PackedStore | PagedStore:
+        layout = backend.layout(keys.shape[-1], values.shape[-1], keys.dtype)
+        if layout is None:
+            return PackedStore(keys, values, columns, form.int8)
         return PagedStore(keys, values, columns, pool_of(keys.device, layout), backend.name)
 
-    return LayerStorage(n_rows, n_heads, make_store, layout)
+    def make(keys: Tensor, values: Tensor, columns: Sequence[Tensor]) -> Store:
+        if form.projection is None:
+            return make_inner(keys, values, columns)
+        return ProjectedStore(keys, values, columns, form.projection.to(keys.device), make_inner)
+
+    return LayerStorage(n_rows, n_heads, Packing(make, sum(dims) * itemsize, head_bytes, page_size, page_bytes))
+
+
+def _together(form: LayerFormat, ranks: tuple[int, int], backend: Backend, dtype: torch.dtype) -> tuple[int, int]:
+    """Tokens that a head with these ranks stores together, and their bytes."""
+    layout = backend.layout(*ranks, dtype)
+    if layout is None:
+        return 1, form.token_bytes(ranks, dtype.itemsize)
+    return layout.page_size, layout.nbytes + 12  # its place in the page table, and the row's length
 
 
 def valid_columns(mask: Tensor, n_rows: int) -> Tensor:

@@ -109,7 +109,7 @@ class Contract(BaseModel):
 
     def canonical_json(self) -> str:
         """The ten slots as JSON with sorted keys and no spaces: equal contracts give equal text."""
-        slots = {slot: choice.model_dump(mode="json") for slot, choice in self.choices.items()}
+        slots = {slot: choice.identity() for slot, choice in self.choices.items()}
         return json.dumps(slots, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
     @property

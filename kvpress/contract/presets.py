@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from kvpress.contract.contract import Contract
 from kvpress.errors import ContractError, unknown
 from kvpress.slots import Budget, parse_budget
+from kvpress.slots.representation import Orthogonal
 
 #: a contract file is a few hundred bytes; anything larger is a mistake or an attack
 MAX_BYTES = 256 * 1024
@@ -57,6 +59,21 @@ def read_yaml(path: str | Path) -> Contract:
         raise ContractError(f"{error} (in '{path}')") from None
 
 
+def _pinned(contract: Contract) -> Contract:
+    """The contract with the digest of its projection file, so that its id says what the file held."""
+    representation = contract.representation
+    if not isinstance(representation, Orthogonal) or representation.sha256:
+        return contract
+    try:
+        with open(representation.file, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ContractError(
+            f"contract '{contract.name}': projection '{representation.file}' cannot be read ({error.strerror or error})"
+        ) from None
+    return contract.swap(representation=representation.model_copy(update={"sha256": digest}))
+
+
 def resolve(source: str | Path | dict[str, Any] | Contract, budget: Any = None) -> Contract:
     """A contract from a preset name, a YAML path, a mapping or a contract, with its budget replaced if one is given.
 
@@ -73,6 +90,7 @@ def resolve(source: str | Path | dict[str, Any] | Contract, budget: Any = None) 
         contract = read_yaml(presets_folder() / f"{source}.yaml")
     else:
         raise ContractError(unknown("preset", str(source), preset_names()) + "; or give the path of a .yaml file")
+    contract = _pinned(contract)
     if budget is None:
         return contract
     chosen = (

@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from kvpress.attach import attach, detach
-from kvpress.cache.layer import HANDLE, UserAttention
+from kvpress.attach import HANDLE, UserAttention, attach, detach
 from kvpress.evidence import LayerSpec
 from kvpress.support import cache_layers
 from kvpress_kernels.dispatch import BackendName

@@ -16,15 +16,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvpress.errors import InputError
 from kvpress.evidence import LayerSpec
 from kvpress.matryoshka.bases import Bases, Ranks
 from kvpress.matryoshka.passing import Attend, attached, read_window
+
+#: with a sink the weights of the values add up to less than one, so a constant cannot give back what the means lose
+MEANS_AND_SINKS = "this model's attention has learned sinks, with which value means cannot be used: train the projection without means"
 
 
 def reduced_attention(bases: Bases, ranks: Ranks) -> Attend:
     """The attention of a student whose layer `place` projects with bases.keys[place] and bases.values[place]."""
 
     def attend(place: int, query: Tensor, keys: Tensor, values: Tensor, own: Any, spec: LayerSpec) -> Tensor:
+        if spec.sinks is not None and bases.means is not None:
+            raise InputError(MEANS_AND_SINKS)
         key_basis = _first_columns(bases.keys[place], ranks.keys[place]).to(keys.dtype)  # [H, D, D]
         value_basis = _first_columns(bases.values[place], ranks.values[place]).to(values.dtype)
         grouped = query.unflatten(1, (-1, spec.group))  # [B, H, G, q, D]

@@ -43,6 +43,10 @@ class Choice(BaseModel):
     def _serialize(self) -> dict[str, Any]:
         return {"kind": self.kind, **{name: _plain(getattr(self, name)) for name in type(self).model_fields}}
 
+    def identity(self) -> dict[str, Any]:
+        """What makes this choice the one it is, as JSON-able values; it enters a contract's id."""
+        return self.model_dump(mode="json")
+
     @classmethod
     def parse(cls, value: Any) -> Self:
         """Build the choice that `value` (a choice of this slot, a kind, or a mapping with `kind`) describes.

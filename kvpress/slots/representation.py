@@ -1,11 +1,14 @@
 """Slot `representation`: how a kept token is stored.
 
-Only the model's own dtype exists so far; orthogonal projections and integer storage plug in here and in the store.
+Evidence at the end of the prompt is computed from the exact keys and values, which are all there then; so two contracts that differ in
+this slot alone keep the same tokens of the prompt. Later decisions read what is stored.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from kvpress.slots.base import Choice
 
@@ -13,8 +16,52 @@ from kvpress.slots.base import Choice
 class Representation(Choice, slot="representation"):
     """Base of the storage formats."""
 
+    @property
+    def in_int8(self) -> bool:
+        """Whether numbers are stored in eight bits with a scale for each vector."""
+        return False
+
 
 class ModelDtype(Representation, kind="model"):
     """Keys (after RoPE) and values in the dtype in which the model computes them."""
 
     source: ClassVar[str] = "the model"
+
+
+class Int8(Representation, kind="int8"):
+    """Keys and values in eight bits: one scale per token, KV head and side, symmetric."""
+
+    source: ClassVar[str] = (
+        "per-token symmetric quantisation, the usual baseline (for example arXiv 2402.02750 section 2)"
+    )
+
+    @property
+    def in_int8(self) -> bool:
+        return True
+
+
+class Orthogonal(Representation, kind="orthogonal"):
+    """Keys and values in the leading dimensions of orthogonal bases, one per layer, KV head and side.
+
+    file: of a projection (`kvpress train projections`), relative to the working directory. share: of the native bytes of keys and values.
+    ranks: the same share everywhere, or those that a search has written to the file for this share. int8: store what is left in eight
+    bits. sha256: of the file; filled in when the contract is resolved, and checked when it is used.
+    """
+
+    source: ClassVar[str] = "arXiv 2410.14731 (MatryoshkaKV)"
+    file: str = Field(min_length=1)
+    share: float = Field(default=0.5, gt=0, le=1)
+    ranks: Literal["uniform", "searched"] = "uniform"
+    int8: bool = False
+    sha256: str = ""
+
+    @property
+    def in_int8(self) -> bool:
+        return self.int8
+
+    def identity(self) -> dict[str, Any]:
+        """Without the path, where the content is known: the same file elsewhere is the same choice."""
+        fields = super().identity()
+        if self.sha256:
+            del fields["file"]
+        return fields

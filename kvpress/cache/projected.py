@@ -1,0 +1,156 @@
+"""ProjectedStore: a layer whose tokens are stored in a reduced space, heads of equal ranks together in an ordinary store of that width.
+
+A query is projected once a step, the small output is brought back; keys and values are never. What a segment shows is reduced.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvpress.cache.packed import PackedStore
+from kvpress.cache.paged import PagedStore
+from kvpress.matryoshka.layer_projection import LayerProjection, take_heads
+
+Inner = PackedStore | PagedStore
+#: (keys [B, S, n, rK], values [B, S, n, rV], columns for each row and head) -> the store of one bucket
+MakeInner = Callable[[Tensor, Tensor, Sequence[Tensor]], Inner]
+
+
+class ProjectedStore:
+    """Ragged K/V storage of one layer in its projection's buckets. Segments are numbered row * H + head, as in every store."""
+
+    def __init__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        kept: Sequence[Tensor],
+        projection: LayerProjection,
+        make_inner: MakeInner,
+    ) -> None:
+        """Project the kept tokens of dense tensors, and store them.
+
+        keys: [B, H, n, D], values: [B, H, n, Dv]; kept: for each (row, head), row-major, the ascending columns [m] to store.
+        """
+        self.n_heads, self.projection = keys.shape[1], projection
+        self.parts: list[Inner] = []
+        for bucket in projection.buckets:
+            own = take_heads(keys, bucket.heads), take_heads(values, bucket.heads)
+            columns = [kept[row * self.n_heads + head] for row in range(keys.shape[0]) for head in bucket.heads]
+            self.parts.append(make_inner(*bucket.reduce(*own), columns))
+
+    @property
+    def n_rows(self) -> int:
+        return self.parts[0].n_rows
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens stored in each segment."""
+        return self._gathered([part.lengths for part in self.parts])
+
+    @property
+    def room(self) -> list[int]:
+        """Tokens that each segment has room for."""
+        return self._gathered([part.room for part in self.parts])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts. The bases belong to the model, like its weights."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def index_bytes(self) -> int:
+        """Of `nbytes`, what says where tokens are."""
+        return sum(part.index_bytes for part in self.parts)
+
+    @property
+    def slack_bytes(self) -> int:
+        """Of `nbytes`, room that holds no token yet."""
+        return sum(part.slack_bytes for part in self.parts)
+
+    def row_bytes(self, row: int) -> int:
+        """Bytes of the tokens of one row."""
+        return sum(part.row_bytes(row) for part in self.parts)
+
+    def decode(self, query: Tensor, **options: Any) -> Tensor:
+        """Attention of one token a row: query [B, H, G, D] -> [B, H, G, Dv]."""
+        return self._attention(query, options, lambda part, own, chosen: part.decode(own, **chosen))
+
+    def attend(self, query: Tensor, columns: Tensor, **options: Any) -> Tensor:
+        """Attention of q tokens a row in columns [q]: query [B, H, G, q, D] -> [B, H, G, q, Dv]."""
+        return self._attention(query, options, lambda part, own, chosen: part.attend(own, columns, **chosen))
+
+    def segment(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One segment's reduced keys [n, rK], values [n, rV], and positions [n]."""
+        row, head = divmod(index, self.n_heads)
+        bucket, place = self.projection.bucket_of(head)
+        part = self.parts[self.projection.buckets.index(bucket)]
+        return part.segment(row * len(bucket.heads) + place)
+
+    def bases(self, head: int) -> tuple[Tensor, Tensor]:
+        """Bases [1, D, rK] of a KV head's keys and [1, Dv, rV] of its values."""
+        bucket, place = self.projection.bucket_of(head)
+        return bucket.keys[place : place + 1], bucket.values[place : place + 1]
+
+    def segments(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """All segments, row-major."""
+        return (self.segment(index) for index in range(self.n_rows * self.n_heads))
+
+    def append(self, keys: Tensor, values: Tensor, columns: Tensor, valid: Tensor | None = None) -> None:
+        """Add new tokens at the end of every segment: keys [B, H, q, D], values, columns [q]; valid: [B, q] on the host."""
+        for bucket, part in zip(self.projection.buckets, self.parts, strict=True):
+            own = take_heads(keys, bucket.heads), take_heads(values, bucket.heads)
+            part.append(*bucket.reduce(*own), columns, valid)
+
+    def keep(self, kept: Sequence[Tensor]) -> None:
+        """Reduce every segment to the tokens that `kept` (ascending indices) names, and free the rest."""
+        for bucket, part in zip(self.projection.buckets, self.parts, strict=True):
+            part.keep([kept[row * self.n_heads + head] for row in range(part.n_rows) for head in bucket.heads])
+
+    def truncate(self, column: int) -> None:
+        """Forget tokens at or behind a column of the input."""
+        for part in self.parts:
+            part.truncate(column)
+
+    def stored_before(self, column: int) -> list[int]:
+        """Tokens of each segment that stand before a column of the input."""
+        return self._gathered([part.stored_before(column) for part in self.parts])
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep, reorder or repeat rows (beam search)."""
+        for part in self.parts:
+            part.select_rows(rows)
+
+    @staticmethod
+    def joined(stores: Sequence[ProjectedStore]) -> ProjectedStore:
+        """A store whose rows are those of several stores of one projection, one after the other."""
+        new = copy.copy(stores[0])
+        new.parts = [type(parts[0]).joined(parts) for parts in zip(*(store.parts for store in stores), strict=True)]
+        return new
+
+    def _attention(self, query: Tensor, options: dict[str, Any], run: Callable[[Inner, Tensor, Any], Tensor]) -> Tensor:
+        parts = []
+        for bucket, part in zip(self.projection.buckets, self.parts, strict=True):
+            chosen = dict(options)
+            if options.get("sinks") is not None:
+                chosen["sinks"] = options["sinks"].view(self.n_heads, -1)[list(bucket.heads)].flatten()
+            own = bucket.reduce_query(take_heads(query, bucket.heads))
+            parts.append(bucket.bring_back(run(part, own, chosen)))
+        if len(parts) == 1:
+            return parts[0]
+        order = [head for bucket in self.projection.buckets for head in bucket.heads]
+        back = [order.index(head) for head in range(self.n_heads)]
+        return torch.cat(parts, 1)[:, back]
+
+    def _gathered(self, parts: Sequence[Sequence[int]]) -> list[int]:
+        """Numbers per segment of each bucket, in the order of all segments."""
+        found = [0] * (self.n_rows * self.n_heads)
+        for bucket, numbers in zip(self.projection.buckets, parts, strict=True):
+            for index, number in enumerate(numbers):
+                row, place = divmod(index, len(bucket.heads))
+                found[row * self.n_heads + bucket.heads[place]] = number
+        return found
