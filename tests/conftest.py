@@ -8,6 +8,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # before a kernel is decorated: tests run kernels in Triton's interpreter; compile-only tests start a process without it
 os.environ["TRITON_INTERPRET"] = "1"
 
+import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,3 +98,20 @@ def model_folder(tmp_path_factory) -> Path:
     tiny_llama().to(torch.bfloat16).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def kvpress(monkeypatch, capsys):
+    """Call `kvpress ARGUMENTS` in this process; gives exit code, stdout and stderr."""
+    from kvpress.cli import main
+
+    def call(*arguments, stdin: str | bytes = ""):
+        raw = stdin if isinstance(stdin, bytes) else stdin.encode()
+        monkeypatch.setattr(sys, "argv", ["kvpress", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return call

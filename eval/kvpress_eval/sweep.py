@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from kvpress.errors import InputError
+from kvpress.files import read_yaml
 from kvpress_eval.arms import Arm, make_arms
 from kvpress_eval.records import Mode
 from kvpress_eval.tasks import find_tasks
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
     from kvpress_eval.engine import Engine
     from kvpress_eval.units import Item
-
-#: a sweep file is a page of text; anything larger is a mistake or an attack
-MAX_BYTES = 256 * 1024
 
 
 class _Fields(BaseModel):
@@ -126,7 +123,7 @@ def load_sweep(source: str | Path, *, length: int | None = None, limit: int | No
         path = sweeps_folder() / f"{source}.yaml"
         if not path.is_file():
             raise InputError(f"there is no sweep '{source}': give a .yaml file, or one of {', '.join(known)}")
-    fields = read_yaml(path)
+    fields = read_yaml(path, "sweep file")
     if not isinstance(fields, dict):
         raise InputError(f"sweep file '{path}' holds no mapping of fields")
     name = re.sub(r"[^\w.-]+", "-", path.stem)
@@ -135,24 +132,6 @@ def load_sweep(source: str | Path, *, length: int | None = None, limit: int | No
     data = tuple(str(Path(place).expanduser().resolve()) for place in sweep.data)
     tasks = tuple(_changed(task, length, limit) for task in sweep.tasks)
     return sweep.model_copy(update={"data": data, "tasks": tasks, "limit": limit or sweep.limit})
-
-
-def read_yaml(path: Path) -> Any:
-    """What a small YAML file of settings holds.
-
-    Raises:
-        InputError: the file is missing, too large, or no YAML.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"sweep file '{path}' is over {MAX_BYTES // 1024} KiB")
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"sweep file '{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a date that is none is a ValueError
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise InputError(f"sweep file '{path}' is no valid YAML{where}") from None
 
 
 def _changed(task: TaskChoice, length: int | None, limit: int | None) -> TaskChoice:

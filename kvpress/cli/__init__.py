@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kvpress import __version__
-from kvpress.cli import bench, contracts, demo, doctor, generate
+from kvpress.cli import bench, contracts, demo, doctor, generate, train
 from kvpress.cli.console import err
 from kvpress.errors import KvpressError
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.add_typer(contracts.app, name="contracts")
 app.add_typer(bench.app, name="bench")
+app.add_typer(train.app, name="train")
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 

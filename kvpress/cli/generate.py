@@ -25,6 +25,14 @@ def generate(
     budget: Annotated[
         str | None, typer.Option("--budget", "-b", help="0.25, 25%, 512tokens or 20MB; default: the contract's own.")
     ] = None,
+    projection: Annotated[
+        str | None, typer.Option("--projection", "-p", help="Projection file (`kvpress train projections`).")
+    ] = None,
+    share: Annotated[
+        float, typer.Option(min=0.01, max=1, help="With --projection: share of the bytes of a token that is kept.")
+    ] = 0.5,
+    ranks: Annotated[str, typer.Option(help="With --projection: uniform, or searched.")] = "uniform",
+    int8: Annotated[bool, typer.Option("--int8", help="Store the cache in eight bits.")] = False,
     document: Annotated[
         str | None, typer.Option("--document", "-d", help="Text file; '-' or a pipe is read from stdin.")
     ] = None,
@@ -54,6 +62,11 @@ def generate(
     from kvpress.contract import resolve
 
     chosen = resolve(contract, budget)  # before the model is loaded: a misspelt name costs no minute
+    if projection is not None:
+        stored = {"kind": "orthogonal", "file": projection, "share": share, "ranks": ranks, "int8": int8}
+        chosen = resolve(chosen.swap(representation=stored))
+    elif int8:
+        chosen = chosen.swap(representation="int8")
     request = BackendRequest(backend, store, page_size, graphs)
     quiet_transformers()
     from kvpress.loading import load

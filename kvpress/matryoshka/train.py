@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,7 +41,7 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    steps: int = Field(default=1000, ge=1)
+    steps: int = Field(default=1000, ge=0)
     windows: int = Field(default=4, ge=1)
     window: int = Field(default=2048, ge=2)
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -143,10 +143,7 @@ class Trainer:
                 (loss / settings.windows).backward()
         norm = torch.nn.utils.clip_grad_norm_([p for p in self.bases.parameters() if p.requires_grad], settings.clip)
         if not math.isfinite(total) or not bool(torch.isfinite(norm)):
-            raise KvpressError(
-                f"training stopped at step {self.step + 1}: the loss is no finite number; the state of step {self.folder.saved} in "
-                f"'{self.folder.path}' is good: start again with a smaller learning rate, or in float32"
-            )
+            self._stop(self.step + 1)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.scheduler.step()
@@ -159,8 +156,16 @@ class Trainer:
         point = self._point(seconds, loss).model_copy(
             update={"judge_kl": float(judged.kl.mean()), "judge_loss": float(judged.loss.mean())}
         )
+        if not math.isfinite(float(judged.kl.mean())):  # such a state is not worth keeping
+            self._stop(self.step)
         self.folder.note(point, self.watch)
         self.folder.save(self.step, self.bases, self.optimiser)
+
+    def _stop(self, step: int) -> NoReturn:
+        raise KvpressError(
+            f"training stopped at step {step}: the loss is no finite number; the state of step {self.folder.saved} in "
+            f"'{self.folder.path}' is good: start again with a smaller learning rate, or in float32"
+        )
 
     def _point(self, seconds: float, loss: float) -> Point:
         return Point(step=self.step, loss=None if math.isnan(loss) else loss, seconds=seconds)

@@ -1,12 +1,12 @@
 """The command line: what goes to stdout, what to stderr, and with which exit code."""
 
-import io
 import json
 import subprocess
 import sys
 
 import pytest
 import yaml
+from cli_support import assert_one_sentence
 
 from kvpress.cli import main
 
@@ -14,38 +14,10 @@ DOCUMENT = "The hen was called Duchess. " * 8
 
 
 @pytest.fixture
-def kvpress(monkeypatch, capsys):
-    """Call `kvpress ARGUMENTS` in this process; gives exit code, stdout and stderr."""
-
-    def call(*arguments, stdin: str | bytes = ""):
-        raw = stdin if isinstance(stdin, bytes) else stdin.encode()
-        monkeypatch.setattr(sys, "argv", ["kvpress", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
 def document(tmp_path):
     path = tmp_path / "document.txt"
     path.write_text(DOCUMENT)
     return path
-
-
-def assert_one_sentence(result, *parts):
-    """Exit code 2, nothing on stdout, and one line on stderr that begins with `error:` and holds `parts`."""
-    code, out, err = result
-    assert code == 2
-    assert out == ""
-    lines = err.strip().splitlines()  # a progress bar that ends without a terminal leaves an empty line
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    for part in parts:
-        assert part in err
 
 
 def test_help_imports_neither_torch_nor_transformers():

@@ -21,11 +21,12 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from kvpress.contract import Contract, differences, resolve
 from kvpress.errors import ContractError
+from kvpress.files import read_yaml
 from kvpress_eval.arms import Arm, make_arms
 from kvpress_eval.diagnostic.coupling import task_coupling
 from kvpress_eval.diagnostic.finding import Stage
 from kvpress_eval.records import FULL, FULL_REPEAT
-from kvpress_eval.sweep import Sweep, _Fields, read_yaml, sweeps_folder
+from kvpress_eval.sweep import Sweep, _Fields, sweeps_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -231,7 +232,7 @@ def load_swaps(source: str) -> dict[str, Any]:
         raise ValueError(
             f"there is no set of swaps '{source}': give a mapping, a .yaml file, or one of {', '.join(known)}"
         )
-    found = read_yaml(path)
+    found = read_yaml(path, "swap file")
     if not isinstance(found, dict):
         raise ValueError(f"'{path}' holds no mapping of arms")
     return found

@@ -1,0 +1,193 @@
+"""From a recipe to a projection file: moments, start, training, search, and the table that judges them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kvpress.errors import InputError
+from kvpress.matryoshka.bases import Bases, Ranks
+from kvpress.matryoshka.checkpoint import (
+    Header,
+    ModelId,
+    Projection,
+    RankTable,
+    check_fits,
+    load_projection,
+    model_fingerprint,
+    save_projection,
+)
+from kvpress.matryoshka.entries import Watch
+from kvpress.matryoshka.init import initial_bases
+from kvpress.matryoshka.judge import Judged, judge
+from kvpress.matryoshka.passing import compressed_shapes
+from kvpress.matryoshka.rank_score import RankScore
+from kvpress.matryoshka.recipe import Recipe
+from kvpress.matryoshka.search_evolution import Round, evolve
+from kvpress.matryoshka.search_greedy import greedy
+from kvpress.matryoshka.search_sensitivity import measure_sensitivity
+from kvpress.matryoshka.statistics import collect
+from kvpress.matryoshka.text import Text
+from kvpress.matryoshka.train import Trainer
+from kvpress.matryoshka.training_state import Point
+
+
+def start_bases(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, kind: str | None = None
+) -> Bases:
+    """The bases that a recipe begins with, or those of another kind from the same text.
+
+    Raises:
+        InputError: the text cannot be read or is too short, or the kind is unknown.
+    """
+    start = recipe.start
+    layers, _ = compressed_shapes(model)
+    text = Text(recipe.text, "train", tokenizer, start.window)
+    moments = collect(model, text.some(start.windows, start.seed).split(1))
+    bases = initial_bases(kind or start.kind, layers, moments, start.seed)
+    return bases if recipe.means else Bases(bases.layers, bases.keys, bases.values)
+
+
+def train_projection(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    name: str,
+    folder: Path,
+    watch: Callable[[Point], None] = lambda point: None,
+) -> Projection:
+    """Train, or go on with, the projection of a folder, and write it there. name: of the model, for people.
+
+    Raises:
+        InputError, KvpressError: see `Text`, `Trainer` and `save_projection`.
+    """
+    training = recipe.training
+    if training.train_means and not recipe.means:
+        training = training.model_copy(update={"train_means": False})
+    text = Text(recipe.text, "train", tokenizer, training.window)
+    judged = Text(recipe.text, "judge", tokenizer, training.window)
+    identity = ModelId(name=name, fingerprint=model_fingerprint(model))
+    made = {
+        "model": identity.fingerprint,
+        "recipe": recipe.model_copy(update={"training": training}).model_dump(
+            mode="json", exclude={"search", "judging"}
+        ),
+        "text": text.digest,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    start = start_bases(model, tokenizer, recipe)
+    trainer = Trainer(model, start, training, text, judged, folder, made, watch)
+    bases = trainer.run()
+    header = Header(model=identity, layers=bases.layers, history=({"step": "train", **made},))
+    projection = Projection(header=header, bases=bases)
+    save_projection(trainer.folder.projection, projection)
+    return projection
+
+
+def search_ranks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    path: Path,
+    watch: Watch = lambda done, total: None,
+) -> Projection:
+    """Search ranks for the shares of a recipe and add them to the projection's file; tables for the same shares are replaced.
+
+    Raises:
+        InputError: the file is not a projection of this model, or a share or step does not fit.
+        KvpressError: the model's numbers are not finite.
+    """
+    search = recipe.search
+    projection = load_projection(path)
+    layers, shapes = compressed_shapes(model)
+    check_fits(projection, model, layers, shapes, str(path))
+    text = Text(recipe.text, "ranks", tokenizer, search.window)
+    bases = projection.bases.to(model.device, model.dtype)
+    with RankScore(model, bases, text.some(search.windows, search.seed)) as score:
+        found = _search(score, shapes, recipe, watch)
+    tables = {table.share: table for table in projection.header.tables}
+    for share, ranks in found.items():
+        tables[share] = RankTable(share=share, method=search.method, keys=ranks.keys, values=ranks.values)
+    history = (
+        *projection.header.history,
+        {"step": "ranks", "search": search.model_dump(mode="json"), "text": text.digest},
+    )
+    header = projection.header.model_copy(
+        update={"tables": tuple(tables[share] for share in sorted(tables)), "history": history}
+    )
+    projection = Projection(header=header, bases=projection.bases)
+    save_projection(path, projection)
+    return projection
+
+
+def _search(
+    score: RankScore, shapes: Sequence[tuple[int, int, int]], recipe: Recipe, watch: Watch
+) -> dict[float, Ranks]:
+    search = recipe.search
+    if search.method == "greedy":
+        return {share: greedy(score, shapes, share, search.step, watch) for share in search.shares}
+    table = measure_sensitivity(score, shapes, search.step, watch)
+    found = {share: table.allocate(share) for share in search.shares}
+    if search.method == "sensitivity":
+        return found
+    rounds = (Round(max(2, search.children // 4), 1), Round(1, search.windows))
+    options: dict[str, Any] = {"generations": search.generations, "children": search.children, "rounds": rounds}
+    options |= {"step": search.step, "seed": search.seed, "watch": watch}
+    return {share: evolve(score, shapes, ranks, **options) for share, ranks in found.items()}
+
+
+def judged_table(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    arms: dict[str, Bases],
+    searched: Projection | None = None,
+    watch: Watch = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """Arms at the shares of a recipe on its judging text: a row for each with kl, loss and perplexity, and every window's values.
+
+    arms: bases by name, with the same ranks everywhere. searched: adds its tables as arm "searched".
+
+    Raises:
+        InputError: no share fits, or the judging text is too short.
+    """
+    judging = recipe.judging
+    windows = Text(recipe.text, "judge", tokenizer, judging.window).some(judging.windows)
+    keys: list[tuple[str, float]] = []
+    settings: list[tuple[Bases, Ranks]] = []
+    for name, bases in arms.items():
+        moved = bases.to(model.device, model.dtype)
+        for share in judging.shares:
+            keys.append((name, share))
+            settings.append((moved, Ranks.uniform(bases.shapes, share)))
+    if searched is not None:
+        moved = searched.bases.to(model.device, model.dtype)
+        for table in searched.header.tables:
+            keys.append(("searched", table.share))
+            settings.append((moved, table.ranks))
+    if not settings:
+        raise InputError("there is nothing to judge: give a share")
+    parts: list[list[Judged]] = []
+    for found in judge(model, windows, settings):
+        parts.append(found)
+        watch(len(parts), len(windows))
+    rows = []
+    for index, ((name, share), (bases, ranks)) in enumerate(zip(keys, settings, strict=True)):
+        kl, loss = (torch.cat([getattr(part[index], field) for part in parts]) for field in ("kl", "loss"))
+        rows.append(
+            {
+                "arm": name,
+                "share": share,
+                "bytes": ranks.share(bases.shapes),
+                "kl": float(kl.mean()),
+                "loss": float(loss.mean()),
+                "perplexity": math.exp(float(loss.mean())),
+                "windows": {"kl": kl.tolist(), "loss": loss.tolist()},
+            }
+        )
+    return rows
