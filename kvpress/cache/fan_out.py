@@ -167,7 +167,7 @@ class _FanOutLayer(CacheLayerMixin):
 def join(caches: Sequence[CompressedCache], contract: str = "full") -> CompressedCache:
     """One cache whose rows are those of several caches that have read prompts of the same length; nothing more is evicted.
 
-    Pages are shared with the caches it is made of (copied when written to), packed tokens are copied.
+    Rows may be stored in different formats (slot `representation`). Pages are shared with the caches it is made of (copied when written to), packed tokens are copied.
 
     Raises:
         ContractError: a contract evicts again while decoding, so that its cache must go on alone.

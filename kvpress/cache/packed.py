@@ -103,6 +103,9 @@ class PackedStore:
         keys = dequantise(self.keys[used], self.key_scales[used], self.dtype)
         return keys, dequantise(self.values[used], self.value_scales[used], self.dtype), self.positions[used]
 
+    def bases(self, index: int) -> None:
+        """None: what a segment shows is of full size."""
+
     def segments(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """All segments, row-major."""
         return (self.segment(index) for index in range(len(self.lengths)))

@@ -138,6 +138,9 @@ class PagedStore:
         found = self._pages.read(self.table.row(index, -(-n // self.page_size)))
         return found.keys.flatten(0, 1)[:n], found.values.flatten(0, 1)[:n], found.positions.flatten()[:n]
 
+    def bases(self, index: int) -> None:
+        """None: what a segment shows is of full size."""
+
     def segments(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """All rows, in order."""
         return (self.segment(index) for index in range(len(self.lengths)))

@@ -91,9 +91,9 @@ class ProjectedStore:
         part = self.parts[self.projection.buckets.index(bucket)]
         return part.segment(row * len(bucket.heads) + place)
 
-    def bases(self, head: int) -> tuple[Tensor, Tensor]:
-        """Bases [1, D, rK] of a KV head's keys and [1, Dv, rV] of its values."""
-        bucket, place = self.projection.bucket_of(head)
+    def bases(self, index: int) -> tuple[Tensor, Tensor]:
+        """Bases [1, D, rK] of a segment's keys and [1, Dv, rV] of its values."""
+        bucket, place = self.projection.bucket_of(index % self.n_heads)
         return bucket.keys[place : place + 1], bucket.values[place : place + 1]
 
     def segments(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

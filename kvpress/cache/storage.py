@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kvpress.backend import Backend
 from kvpress.cache.formats import LayerFormat
+from kvpress.cache.joined_rows import JoinedRows
 from kvpress.cache.packed import PackedStore
 from kvpress.cache.paged import PagedStore
 from kvpress.cache.projected import ProjectedStore
@@ -23,7 +24,7 @@ from kvpress.slots.budget import Unit
 from kvpress_kernels.page_pool import PagePool
 from kvpress_kernels.pages import PageLayout
 
-Store = PackedStore | PagedStore | ProjectedStore
+Store = PackedStore | PagedStore | ProjectedStore | JoinedRows
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,11 @@ class LayerStorage:
             return [HeadGroup(keys[:, run], values[:, run], self.positions(row, columns).to(keys.device))]
         found = []
         for head in range(self.n_heads):
-            keys, values, positions = self.store.segment(row * self.n_heads + head)
+            index = row * self.n_heads + head
+            keys, values, positions = self.store.segment(index)
             n = int((positions < limit).sum())
-            bases = self.store.bases(head) if isinstance(self.store, ProjectedStore) else None
             at = self.positions(row, positions[:n].long())
-            found.append(HeadGroup(keys[None, :n], values[None, :n], at, bases))
+            found.append(HeadGroup(keys[None, :n], values[None, :n], at, self.store.bases(index)))
         return found
 
     def keep(self, kept: Sequence[Sequence[Tensor]] | None, limit: int) -> None:
@@ -183,7 +184,7 @@ class LayerStorage:
         if len(stores) < len(parts) or any(part.valid is not None for part in parts):
             raise KvpressError("only caches whose prompt has been read, without padding, can be joined")
         joined = LayerStorage(sum(part.n_rows for part in parts), first.n_heads, first.packing)
-        joined.store = stores[0].joined(stores)  # type: ignore[arg-type]
+        joined.store = JoinedRows.of(stores)  # type: ignore[arg-type]
         return joined
 
     def _columns(self, row: int, limit: int) -> Tensor:

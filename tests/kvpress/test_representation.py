@@ -8,10 +8,11 @@ from matryoshka_support import HEAD_DIM, bases_of, small_model, some_windows
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kvpress
+from kvpress.cache import FanOut, join
 from kvpress.cache.packed import PackedStore
 from kvpress.cache.projected import ProjectedStore
 from kvpress.contract import resolve
-from kvpress.errors import ContractError, InputError
+from kvpress.errors import ContractError, InputError, KvpressError
 from kvpress.evidence import HeadGroup, LayerSpec, Queries, UnitFeatures
 from kvpress.matryoshka.bases import Bases, Ranks
 from kvpress.matryoshka.checkpoint import (
@@ -277,13 +278,46 @@ def test_a_store_over_buckets_is_one_store(file):
         head = index % 2
         (k, v, at), (full_k, full_v, full_at) = store.segment(index), plain.segment(index)
         assert torch.equal(at, full_at)
-        bases = store.bases(head)
+        bases = store.bases(index)
         assert k.shape[1] == RANKS.keys[0][head]
         torch.testing.assert_close(k, full_k @ bases[0][0])
         torch.testing.assert_close(v, full_v @ bases[1][0])
     joined = ProjectedStore.joined([store, store])
     assert joined.lengths == store.lengths * 2
     assert joined.row_bytes(4) == store.row_bytes(1)
+
+
+def test_rows_of_different_formats_decode_in_one_batch(file, store):
+    model, ids = small_model(), some_windows(1, 80)
+    arms = [resolve("full"), contract(file, 0.5), contract(file, 0.6), resolve("snapkv", 0.5)]
+    if store == "packed":
+        arms[1:1] = [resolve("snapkv", 0.5).swap(representation="int8"), contract(file, 0.5, int8=True)]
+    with torch.no_grad():
+        caches = [kvpress.CompressedCache(model, arm) for arm in arms]
+        first = model(ids, past_key_values=FanOut(caches)).logits[:, -1].argmax(-1)
+        batch = join(caches)
+        new = torch.cat([first.expand(len(arms))[:, None], some_windows(len(arms), 4, seed=9)], 1)
+        together = [model(new[:, :1], past_key_values=batch).logits, model(new[:, 1:4], past_key_values=batch).logits]
+        rows = [0, 2, 3]
+        batch.batch_select_indices(torch.tensor(rows))
+        last = model(new[rows, 4:], past_key_values=batch).logits
+        for row, cache in enumerate(caches):
+            cache.freeze()
+            alone = [model(new[row : row + 1, :1], past_key_values=cache).logits]
+            alone.append(model(new[row : row + 1, 1:4], past_key_values=cache).logits)
+            for a, b in zip(alone, together, strict=True):
+                torch.testing.assert_close(b[row : row + 1], a)
+            if row in rows:
+                alone_last = model(new[row : row + 1, 4:], past_key_values=cache).logits
+                torch.testing.assert_close(last[rows.index(row)][None], alone_last)
+                own = [layer.storage.store for layer in cache.compressed_layers]
+                joined = [layer.storage.store for layer in batch.compressed_layers]
+                at = rows.index(row)
+                assert [store.row_bytes(0) for store in own] == [store.row_bytes(at) for store in joined]
+        with pytest.raises(KvpressError, match="can be dropped, but not repeated or reordered"):
+            batch.batch_select_indices(torch.tensor([1, 0]))
+        for cache in [*caches, batch]:
+            cache.close()
 
 
 def test_the_id_of_a_contract_is_that_of_the_file(file, tmp_path):
