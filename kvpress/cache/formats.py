@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+import torch
 from transformers import PreTrainedModel
 
 from kvpress.errors import ContractError
@@ -22,10 +23,11 @@ POSITION_BYTES = 4
 
 @dataclass(frozen=True, eq=False)
 class LayerFormat:
-    """How one layer stores tokens. projection: None for all dimensions; int8: eight bits and a float16 scale for each vector."""
+    """How one layer stores tokens. projection: None for all dimensions. dtype: of the stored numbers, None for the model's own; torch.int8
+    goes with a float16 scale for each vector."""
 
     projection: LayerProjection | None = None
-    int8: bool = False
+    dtype: torch.dtype | None = None
 
     def ranks(self, dims: tuple[int, int], n_heads: int) -> list[tuple[int, int]]:
         """(rK, rV) of each KV head. dims, n_heads: (D, Dv) and KV heads where nothing is projected."""
@@ -33,8 +35,8 @@ class LayerFormat:
 
     def token_bytes(self, ranks: tuple[int, int], itemsize: int) -> int:
         """Bytes of a stored token in a head with these ranks, its position included. itemsize: of the model's dtype."""
-        numbers = sum(ranks) + 2 * SCALE_DTYPE.itemsize if self.int8 else sum(ranks) * itemsize
-        return numbers + POSITION_BYTES
+        scales = 2 * SCALE_DTYPE.itemsize if self.dtype == torch.int8 else 0
+        return sum(ranks) * (self.dtype.itemsize if self.dtype else itemsize) + scales + POSITION_BYTES
 
 
 #: formats of a model by (representation, layers): a cache is made for every prompt
@@ -49,7 +51,7 @@ def layer_formats(representation: Representation, model: PreTrainedModel, n_laye
         ContractError: the file is not the one that the contract names by its digest.
     """
     if not isinstance(representation, Orthogonal):
-        return [LayerFormat(int8=representation.in_int8)] * n_layers
+        return [LayerFormat(dtype=_dtype(representation))] * n_layers
     known = _known.setdefault(model, {})
     key = representation.model_dump_json()
     if key not in known:
@@ -70,7 +72,15 @@ def _projected(representation: Orthogonal, model: PreTrainedModel) -> list[Layer
     check_fits(projection, model, layers, shapes, str(path))
     ranks = projection.ranks(representation.share, representation.ranks == "searched")
     bases = projection.bases
-    return [LayerFormat(LayerProjection.of(bases, ranks, place), representation.int8) for place in range(len(layers))]
+    dtype = _dtype(representation)
+    return [LayerFormat(LayerProjection.of(bases, ranks, place), dtype) for place in range(len(layers))]
+
+
+def _dtype(representation: Representation) -> torch.dtype | None:
+    if representation.in_int8:
+        return torch.int8
+    name = representation.stored_dtype
+    return None if name == "model" else getattr(torch, name)
 
 
 __all__ = ["POSITION_BYTES", "LayerFormat", "layer_formats"]

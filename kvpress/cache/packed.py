@@ -4,7 +4,7 @@
     values    [capacity, Dv]      the rest is slack that new tokens fill
     positions [capacity] int32    the column of the token in the (padded) input; ascending within a segment
 
-With `int8` keys and values are codes, and key_scales and value_scales [capacity] float16 go with them.
+In int8 keys and values are codes, and key_scales and value_scales [capacity] float16 go with them.
 
 Segments are row-major: r = row * n_heads + head. Lengths live on the host, so that no step waits for the device.
 """
@@ -29,30 +29,33 @@ MIN_SLACK = 16
 class PackedStore:
     """Ragged K/V storage of one layer; policy-free (it is told what to keep)."""
 
-    def __init__(self, keys: Tensor, values: Tensor, kept: Sequence[Tensor], int8: bool = False) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, kept: Sequence[Tensor], dtype: torch.dtype | None = None) -> None:
         """Copy the kept tokens of dense tensors, without slack.
 
         Args:
             keys: [B, H, n, D], values: [B, H, n, Dv].
             kept: for each (row, head), row-major, the ascending columns [m] to store; m may differ.
-            int8: store codes and scales.
+            dtype: of the stored numbers, None for that of the dense tensors; torch.int8 stores codes and scales.
         """
         self.n_heads, self.dtype = keys.shape[1], keys.dtype
         self.lengths = [int(columns.numel()) for columns in kept]
         self.room = list(self.lengths)
         self._place()
         total = sum(self.lengths)
-        self.keys = keys.new_empty(total, keys.shape[-1], dtype=torch.int8 if int8 else None)
-        self.values = values.new_empty(total, values.shape[-1], dtype=torch.int8 if int8 else None)
+        int8 = dtype == torch.int8
+        self.keys = keys.new_empty(total, keys.shape[-1], dtype=dtype)
+        self.values = values.new_empty(total, values.shape[-1], dtype=dtype)
         self.key_scales = keys.new_empty(total, dtype=SCALE_DTYPE) if int8 else None
         self.value_scales = keys.new_empty(total, dtype=SCALE_DTYPE) if int8 else None
         self.positions = torch.cat(list(kept)).to(keys.device, torch.int32)
         for index, columns in enumerate(kept):  # straight into the buffers: no second copy of the kept tokens
             row, head = divmod(index, self.n_heads)
             used = slice(self.starts[index], self.starts[index] + self.lengths[index])
-            if self.key_scales is None or self.value_scales is None:
+            if dtype is None:
                 torch.index_select(keys[row, head], 0, columns, out=self.keys[used])
                 torch.index_select(values[row, head], 0, columns, out=self.values[used])
+            elif self.key_scales is None or self.value_scales is None:
+                self.keys[used], self.values[used] = keys[row, head, columns], values[row, head, columns]
             else:
                 self.keys[used], self.key_scales[used] = quantise(keys[row, head, columns])
                 self.values[used], self.value_scales[used] = quantise(values[row, head, columns])
@@ -96,10 +99,11 @@ class PackedStore:
         )
 
     def segment(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """One segment's keys [n, D], values [n, Dv] and positions [n]: views, or copies in the model's dtype of what is in int8."""
+        """One segment's keys [n, D], values [n, Dv] and positions [n]: views, or copies in the model's dtype of what is stored in
+        another."""
         used = slice(self.starts[index], self.starts[index] + self.lengths[index])
         if self.key_scales is None or self.value_scales is None:
-            return self.keys[used], self.values[used], self.positions[used]
+            return self.keys[used].to(self.dtype), self.values[used].to(self.dtype), self.positions[used]
         keys = dequantise(self.keys[used], self.key_scales[used], self.dtype)
         return keys, dequantise(self.values[used], self.value_scales[used], self.dtype), self.positions[used]
 
@@ -172,7 +176,7 @@ class PackedStore:
         """What goes into each buffer for new keys [..., D], values and positions."""
         yield "positions", positions
         if self.key_scales is None:
-            yield from (("keys", keys), ("values", values))
+            yield from (("keys", keys.to(self.keys.dtype)), ("values", values.to(self.values.dtype)))
             return
         for name, vectors in (("key", keys), ("value", values)):
             codes, scales = quantise(vectors)

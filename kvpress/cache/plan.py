@@ -127,8 +127,10 @@ class Plan:
     def backend_for(self, keys: torch.Tensor, values: torch.Tensor) -> Backend:
         """The backend of a layer with keys and values like these, noted for the report."""
         backend = self.request.resolve(keys.device, keys.dtype, (keys.shape[-1], values.shape[-1]))
-        if backend.store == "paged" and self.contract.representation.in_int8:
-            raise InputError("the paged store has no eight-bit pages yet: use store 'packed' with this representation")
+        if backend.store == "paged" and any(form.dtype is not None for form in self.formats):
+            raise InputError(
+                "the paged store keeps the model's dtype only: use store 'packed' with representation 'int8' or a dtype"
+            )
         self.backends.add(backend)
         return backend
 

@@ -214,7 +214,7 @@ def empty_storage(
     def make_inner(keys: Tensor, values: Tensor, columns: Sequence[Tensor]) -> PackedStore | PagedStore:
         layout = backend.layout(keys.shape[-1], values.shape[-1], keys.dtype)
         if layout is None:
-            return PackedStore(keys, values, columns, form.int8)
+            return PackedStore(keys, values, columns, form.dtype)
         return PagedStore(keys, values, columns, pool_of(keys.device, layout), backend.name)
 
     def make(keys: Tensor, values: Tensor, columns: Sequence[Tensor]) -> Store:

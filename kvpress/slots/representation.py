@@ -21,11 +21,32 @@ class Representation(Choice, slot="representation"):
         """Whether numbers are stored in eight bits with a scale for each vector."""
         return False
 
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype of stored numbers; "model" for the model's own."""
+        return "model"
+
+
+#: dtypes in which numbers can be stored, whatever the model computes in
+StoredDtype = Literal["model", "bfloat16", "float16"]
+
 
 class ModelDtype(Representation, kind="model"):
-    """Keys (after RoPE) and values in the dtype in which the model computes them."""
+    """Keys (after RoPE) and values as they are. dtype: the model's own, or a smaller one that is widened when it is read."""
 
     source: ClassVar[str] = "the model"
+    dtype: StoredDtype = "model"
+
+    @property
+    def stored_dtype(self) -> str:
+        return self.dtype
+
+    def identity(self) -> dict[str, Any]:
+        """Without the default, so that ids of contracts are what they were before the field existed."""
+        fields = super().identity()
+        if self.dtype == "model":
+            del fields["dtype"]
+        return fields
 
 
 class Int8(Representation, kind="int8"):
@@ -45,7 +66,7 @@ class Orthogonal(Representation, kind="orthogonal"):
 
     file: of a projection (`kvpress train projections`), relative to the working directory. share: of the native bytes of keys and values.
     ranks: the same share everywhere, or those that a search has written to the file for this share. int8: store what is left in eight
-    bits. sha256: of the file; filled in when the contract is resolved, and checked when it is used.
+    bits; dtype: else in which dtype. sha256: of the file; filled in when the contract is resolved, and checked when it is used.
     """
 
     source: ClassVar[str] = "arXiv 2410.14731 (MatryoshkaKV)"
@@ -53,11 +74,16 @@ class Orthogonal(Representation, kind="orthogonal"):
     share: float = Field(default=0.5, gt=0, le=1)
     ranks: Literal["uniform", "searched"] = "uniform"
     int8: bool = False
+    dtype: StoredDtype = "model"
     sha256: str = ""
 
     @property
     def in_int8(self) -> bool:
         return self.int8
+
+    @property
+    def stored_dtype(self) -> str:
+        return self.dtype
 
     def identity(self) -> dict[str, Any]:
         """Without the path, where the content is known: the same file elsewhere is the same choice."""

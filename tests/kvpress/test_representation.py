@@ -137,6 +137,25 @@ def test_int8_alone(store, request):
         assert cache.compressed_layers[0].storage.store.keys.dtype == torch.int8
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_smaller_dtype(file, dtype):
+    model, ids, n_prompt = small_model(), some_windows(1, 30), 24
+    name = str(dtype).removeprefix("torch.")
+
+    def rounded(*tensors):
+        return tuple(tensor.to(dtype).double() for tensor in tensors)
+
+    expected = decoded_from(model, stored_bases(file), RANKS, ids, n_prompt, rounded)
+    with torch.no_grad(), kvpress.CompressedCache(model, contract(file, dtype=name)) as cache:
+        found = [model(ids[:, :n_prompt], past_key_values=cache).logits]
+        found += [model(ids[:, at : at + 1], past_key_values=cache).logits for at in range(n_prompt, 30)]
+        torch.testing.assert_close(torch.cat(found, 1), expected, rtol=1e-6, atol=1e-6)
+    plain = resolve("snapkv", 0.5).swap(representation={"kind": "model", "dtype": name})
+    with torch.no_grad(), kvpress.CompressedCache(model, plain) as cache:
+        model(some_windows(1, 80), past_key_values=cache)
+        assert sum(layer.storage.nbytes for layer in cache.compressed_layers) == 40 * 4 * (64 * 2 + 4)
+
+
 def test_rank_times_int8(file):
     model, ids, n_prompt = small_model(), some_windows(1, 30), 24
 
@@ -329,6 +348,11 @@ def test_the_id_of_a_contract_is_that_of_the_file(file, tmp_path):
     assert one.representation.sha256
     assert resolve(one).id == one.id
     assert resolve({"representation": {**fields, "file": str(file), "share": 0.25}}).id != one.id
+
+
+def test_the_ids_of_the_presets_are_what_committed_records_say():
+    assert resolve("full").choices["representation"].identity() == {"kind": "model"}
+    assert resolve("full").swap(representation={"kind": "model", "dtype": "bfloat16"}).id != resolve("full").id
 
 
 def test_a_projection_that_is_not_the_contracts(file, tmp_path):
