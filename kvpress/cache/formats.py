@@ -80,7 +80,7 @@ def _dtype(representation: Representation) -> torch.dtype | None:
     if representation.in_int8:
         return torch.int8
     name = representation.stored_dtype
-    return None if name == "model" else getattr(torch, name)
+    return None if name is None else getattr(torch, name)
 
 
 __all__ = ["POSITION_BYTES", "LayerFormat", "layer_formats"]

@@ -44,8 +44,11 @@ class Choice(BaseModel):
         return {"kind": self.kind, **{name: _plain(getattr(self, name)) for name in type(self).model_fields}}
 
     def identity(self) -> dict[str, Any]:
-        """What makes this choice the one it is, as JSON-able values; it enters a contract's id."""
-        return self.model_dump(mode="json")
+        """What makes this choice the one it is, as JSON-able values; it enters a contract's id.
+
+        Fields that are None are left out: a field that is added with the default None changes no id of before.
+        """
+        return {name: value for name, value in self.model_dump(mode="json").items() if value is not None}
 
     @classmethod
     def parse(cls, value: Any) -> Self:

@@ -22,31 +22,24 @@ class Representation(Choice, slot="representation"):
         return False
 
     @property
-    def stored_dtype(self) -> str:
-        """The dtype of stored numbers; "model" for the model's own."""
-        return "model"
+    def stored_dtype(self) -> str | None:
+        """The dtype of stored numbers, None for the model's own."""
+        return None
 
 
 #: dtypes in which numbers can be stored, whatever the model computes in
-StoredDtype = Literal["model", "bfloat16", "float16"]
+StoredDtype = Literal["bfloat16", "float16"]
 
 
 class ModelDtype(Representation, kind="model"):
-    """Keys (after RoPE) and values as they are. dtype: the model's own, or a smaller one that is widened when it is read."""
+    """Keys (after RoPE) and values as they are. dtype: a smaller one, which is widened when it is read."""
 
     source: ClassVar[str] = "the model"
-    dtype: StoredDtype = "model"
+    dtype: StoredDtype | None = None
 
     @property
-    def stored_dtype(self) -> str:
+    def stored_dtype(self) -> str | None:
         return self.dtype
-
-    def identity(self) -> dict[str, Any]:
-        """Without the default, so that ids of contracts are what they were before the field existed."""
-        fields = super().identity()
-        if self.dtype == "model":
-            del fields["dtype"]
-        return fields
 
 
 class Int8(Representation, kind="int8"):
@@ -74,7 +67,7 @@ class Orthogonal(Representation, kind="orthogonal"):
     share: float = Field(default=0.5, gt=0, le=1)
     ranks: Literal["uniform", "searched"] = "uniform"
     int8: bool = False
-    dtype: StoredDtype = "model"
+    dtype: StoredDtype | None = None
     sha256: str = ""
 
     @property
@@ -82,7 +75,7 @@ class Orthogonal(Representation, kind="orthogonal"):
         return self.int8
 
     @property
-    def stored_dtype(self) -> str:
+    def stored_dtype(self) -> str | None:
         return self.dtype
 
     def identity(self) -> dict[str, Any]:

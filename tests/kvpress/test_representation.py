@@ -350,11 +350,6 @@ def test_the_id_of_a_contract_is_that_of_the_file(file, tmp_path):
     assert resolve({"representation": {**fields, "file": str(file), "share": 0.25}}).id != one.id
 
 
-def test_the_ids_of_the_presets_are_what_committed_records_say():
-    assert resolve("full").choices["representation"].identity() == {"kind": "model"}
-    assert resolve("full").swap(representation={"kind": "model", "dtype": "bfloat16"}).id != resolve("full").id
-
-
 def test_a_projection_that_is_not_the_contracts(file, tmp_path):
     model = small_model()
     path = tmp_path / "p.safetensors"
