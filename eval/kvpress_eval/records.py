@@ -104,13 +104,13 @@ class Record(BaseModel):
 
 
 class RecordFile:
-    """An append-only file of records, for one process at a time. Opening it cuts off a last line that is no whole record.
+    """An append-only file of records (or of other models, one a line), for one process at a time. Opening it cuts off a last line that is no whole record.
 
     Raises:
         InputError: another process writes to it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: type[BaseModel] = Record) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -119,9 +119,9 @@ class RecordFile:
         except OSError:
             os.close(self._file)
             raise InputError(f"another process writes to '{path}': wait for it, or stop it and resume") from None
-        _drop_broken_end(path)
+        _drop_broken_end(path, kind)
 
-    def append(self, records: Iterable[Record]) -> None:
+    def append(self, records: Iterable[BaseModel]) -> None:
         """Write records, each a line of its own, through to the disk.
 
         Raises:
@@ -172,6 +172,14 @@ def read_records(path: Path) -> Iterator[Record]:
                 )
 
 
+def _is_whole(line: bytes, kind: type[BaseModel]) -> bool:
+    try:
+        kind.model_validate_json(line)
+    except ValidationError:
+        return False
+    return line.endswith(b"\n")
+
+
 def _parse(line: bytes) -> tuple[Record | None, str]:
     """The record in a line, or why there is none."""
     if not line.endswith(b"\n"):
@@ -196,10 +204,10 @@ def read_run(folder: Path) -> list[Record]:
     return [found[key] for key in sorted(found, key=lambda key: json.dumps(key))]
 
 
-def _drop_broken_end(path: Path) -> None:
+def _drop_broken_end(path: Path, kind: type[BaseModel]) -> None:
     """Cut off a last line that is no whole record; what stands before it is whole, or a reader will say so."""
     content = path.read_bytes()
     start = content.rfind(b"\n", 0, max(len(content) - 1, 0)) + 1
-    if content and _parse(content[start:])[0] is None:
+    if content and not _is_whole(content[start:], kind):
         with path.open("r+b") as file:
             file.truncate(start)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
-from kvpress.cli.console import out, print_json, quiet_transformers
+from kvpress.cli.console import err, out, print_json, quiet_transformers
 from kvpress_eval.cli.report import report
 from kvpress_eval.cli.work import SweepArgument, add_work
 
@@ -38,6 +41,60 @@ def bench(
         return
     for name, value in figures.items():
         out.print(f"{name.replace('_', ' '):<28} {value:.3f}" if isinstance(value, float) else f"{name:<28} {value}")
+
+
+@app.command("text")
+def text(
+    sweep: SweepArgument,
+    output: Annotated[Path, typer.Option("--out", "-o", help="File of records (.jsonl); one that was begun goes on.")],
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="Whose judging text is read (configs/calibration).")
+    ] = "python",
+    model: Annotated[str | None, typer.Option(help="Replaces the sweep's model.")] = None,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of text.")] = 16,
+    window: Annotated[int, typer.Option(min=8, help="Tokens of a window.")] = 2048,
+    rest: Annotated[int, typer.Option(min=2, help="Of these, tokens behind the context.")] = 128,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Perplexity and divergence of a text that goes on from a compressed context, under the contracts of a sweep."""
+    quiet_transformers()
+    from kvpress.loading import load
+    from kvpress.matryoshka.recipe import load_recipe
+    from kvpress.matryoshka.text import Text
+    from kvpress_eval.continuation import check_arms, measure_windows, summary
+    from kvpress_eval.sweep import load_sweep
+
+    chosen, source = load_sweep(sweep, model=model), load_recipe(recipe)
+    arms = chosen.arms()
+    check_arms(arms)
+    with err.status(f"loading {chosen.model}"):
+        loaded, tokenizer = load(chosen.model, dtype=chosen.dtype, device=device)
+    read = Text(source.text, "judge", tokenizer, window)
+    drawn = read.some(windows)
+    digest = hashlib.sha256(drawn.numpy().tobytes() + str(rest).encode()).hexdigest()[:16]
+    with err.status("reading") as status:
+
+        def watch(done: int, total: int) -> None:
+            status.update(f"reading: {done} of {total} windows")
+
+        records = measure_windows(loaded, tokenizer, arms, drawn, rest, output, digest, watch)
+    rows = summary(records)
+    if json_:
+        print_json(
+            {"model": chosen.model, "recipe": recipe, "text": digest, "window": window, "rest": rest, "rows": rows}
+        )
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("arm", "share of bytes", "perplexity", "KL to full", "95 %", "loss change", "95 %"):
+        table.add_column(name, justify="left" if name == "arm" else "right")
+    for row in rows:
+        cells = [f"{row['byte_share']:.1%}", f"{row['perplexity']:.3f}"]
+        for name, form in (("kl", ".4f"), ("loss_change", "+.4f")):
+            ends = row[f"{name}_low"], row[f"{name}_high"]
+            cells += [format(row[name], form), "-" if None in ends else f"[{ends[0]:{form}}, {ends[1]:{form}}]"]
+        table.add_row(str(row["arm"]), *cells)
+    out.print(table)
 
 
 @app.command("list")
