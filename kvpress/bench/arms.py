@@ -1,10 +1,10 @@
-"""The arms of the decode bench: one model, four caches with the same tokens, one decoded token each in turn."""
+"""The arms of the decode bench: one model, caches with the same tokens, one decoded token each in turn."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,12 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from kvpress.attach import attach, detach
+from kvpress.backend import BackendRequest
 from kvpress.cache import CompressedCache
+from kvpress.cache.formats import LayerFormat
 from kvpress.errors import KvpressError
+from kvpress.matryoshka.bases import Bases, Ranks
+from kvpress.matryoshka.layer_projection import LayerProjection
 
 FLOOR_TOKENS = 16
 WARMUP_ROUNDS = 2
@@ -79,26 +83,48 @@ def prefill(model: PreTrainedModel, cache: CompressedCache, ids: Tensor) -> dict
 
 
 def make_arms(model: PreTrainedModel, quarter: Recorder, ids: Tensor) -> dict[str, Arm]:
-    """The four arms at the same context, the full ones filled from what the quarter's prefill recorded."""
+    """The arms at the same context, all but the quarter filled from what the quarter's prefill recorded."""
     transformers, floor = (DynamicCache(config=model.config.get_text_config(decoder=True)) for _ in range(2))
     model(input_ids=ids[:, :FLOOR_TOKENS], past_key_values=floor, use_cache=True, logits_to_keep=1)
-    full = CompressedCache(model, "full")
-    full.begin_prompt(quarter.get_seq_length())
-    compressed = {layer.index: layer for layer in full.compressed_layers}
     for index, (keys, values) in sorted(quarter.given.items()):
         transformers.update(keys, values, index)
-        full.update(keys, values, index)
+    n_layers = len(quarter.compressed_layers)
+    formats = {
+        "full": [LayerFormat()] * n_layers,
+        "half_rank": _half_rank(quarter),
+        "int8": [LayerFormat(dtype=torch.int8)] * n_layers,
+    }
+    filled = {name: Arm(_filled(model, quarter, form), ours=True) for name, form in formats.items()}
+    quarter.given.clear()
+    return {"transformers": Arm(transformers), **filled, "quarter": Arm(quarter, ours=True), "floor": Arm(floor)}
+
+
+def _filled(model: PreTrainedModel, quarter: Recorder, formats: Sequence[LayerFormat]) -> CompressedCache:
+    """A cache that keeps every token that the quarter was given, stored in these formats."""
+    cache = CompressedCache(model, "full", backend=BackendRequest("torch", "packed") if formats[0].dtype else "auto")
+    cache.plan.formats = formats
+    cache.begin_prompt(quarter.get_seq_length())
+    compressed = {layer.index: layer for layer in cache.compressed_layers}
+    for index, (keys, values) in sorted(quarter.given.items()):
+        cache.update(keys, values, index)
         if index in compressed:  # what the attention function does once it has attended to the prompt
             compressed[index]._pending = None
-            full.prompt_read(compressed[index])
-    full.close()
-    quarter.given.clear()
-    return {
-        "transformers": Arm(transformers),
-        "full": Arm(full, ours=True),
-        "quarter": Arm(quarter, ours=True),
-        "floor": Arm(floor),
-    }
+            cache.prompt_read(compressed[index])
+    cache.close()
+    return cache
+
+
+def _half_rank(quarter: Recorder) -> list[LayerFormat]:
+    """Half of the dimensions of a basis that knows nothing: as fast as any other, whatever the model."""
+    layers = [layer.index for layer in quarter.compressed_layers]
+    shapes = [(k.shape[1], k.shape[-1], v.shape[-1]) for k, v in (quarter.given[index] for index in layers)]
+
+    def eyes(side: int) -> tuple[Tensor, ...]:
+        return tuple(torch.eye(shape[side]).expand(shape[0], -1, -1) for shape in shapes)
+
+    bases = Bases(tuple(layers), eyes(1), eyes(2))
+    ranks = Ranks(*(tuple((shape[side] // 2,) * shape[0] for shape in shapes) for side in (1, 2)))
+    return [LayerFormat(LayerProjection.of(bases, ranks, place)) for place in range(len(layers))]
 
 
 def race(model: PreTrainedModel, arms: dict[str, Arm], ids: Tensor, done: Callable[[], None]) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 kvpress bench decode --context 8192
 
-Four arms take turns, one token each, in one process: transformers' DynamicCache, our cache with everything in it, our
-cache at a quarter, and a DynamicCache that is almost empty (the floor: what reading the weights costs). Each reported
+Six arms take turns, one token each, in one process: transformers' DynamicCache, our cache with everything in it, the same in half of
+the dimensions and in eight bits, our cache at a quarter, and a DynamicCache that is almost empty (the floor: what reading the weights
+costs). Each reported
 time is the median of all rounds, so that a busy moment of the machine hits all arms or none. No time is reported for
 arms whose logits differ.
 """
@@ -50,7 +51,8 @@ def run_decode_bench(
         grow by one token a round. seed: of the weights and of the random token ids.
 
     Returns the ratios `full_vs_transformers` (transformers' seconds / ours: above 1 is faster), `full_vs_floor`,
-    `quarter_vs_floor` and `transformers_vs_floor` (seconds / the floor's: 1 is the floor), the shares
+    `quarter_vs_floor` and `transformers_vs_floor` (seconds / the floor's: 1 is the floor), `half_rank_vs_full` and `int8_vs_full`
+    (seconds / those of the full cache: below 1 is faster), the shares
     `evidence_share_snapkv` and `evidence_share_mii` (evidence and eviction / prefill), and under `seconds`, `gate`,
     `bytes` and `setting` what they come from. All arms take the same token ids.
 
@@ -146,6 +148,8 @@ def _result(
         "full_vs_floor": seconds["full"] / floor,
         "quarter_vs_floor": seconds["quarter"] / floor,
         "transformers_vs_floor": seconds["transformers"] / floor,
+        "half_rank_vs_full": seconds["half_rank"] / seconds["full"],
+        "int8_vs_full": seconds["int8"] / seconds["full"],
         **{f"evidence_share_{name}": (s["evidence"] + s["eviction"]) / s["prefill"] for name, s in shares.items()},
         "seconds": {
             **seconds,
@@ -210,6 +214,8 @@ def print_decode_bench(result: dict[str, Any], console: Console | None = None) -
     rows = {
         "transformers": "transformers DynamicCache",
         "full": "kvpress, full budget",
+        "half_rank": "kvpress, half of the dimensions",
+        "int8": "kvpress, int8",
         "quarter": "kvpress, snapkv at 25 %",
         "floor": "floor: almost empty cache",
     }
@@ -232,4 +238,4 @@ def print_decode_bench(result: dict[str, Any], console: Console | None = None) -
             f"{name}: evidence and eviction take {result[f'evidence_share_{name}']:.1%} of a prefill of "
             f"{seconds[f'prefill_{name}']:.1f} s ({seconds[f'evidence_{name}']:.2f} s + {seconds[f'eviction_{name}']:.2f} s)"
         )
-    console.print(f"medians of {setting['rounds']} rounds in which the four take turns")
+    console.print(f"medians of {setting['rounds']} rounds in which all take turns")

@@ -46,6 +46,9 @@ def test_keys_ratios_and_table(tiny, dtype):
         share = (seconds[f"evidence_{name}"] + seconds[f"eviction_{name}"]) / seconds[f"prefill_{name}"]
         assert result[f"evidence_share_{name}"] == share > 0
     assert result["gate"]["full_logits_error"] <= result["gate"]["tolerance"]
+    for name in ("half_rank", "int8"):
+        assert result[f"{name}_vs_full"] == seconds[name] / seconds["full"]
+        assert result["bytes"][name] < result["bytes"]["full"]
     assert result["bytes"]["quarter"] < result["bytes"]["full"]
     assert {"context", "dtype", "threads", "cpu", "torch", "transformers", "model", "cpu_bf16_native"} <= set(
         result["setting"]
