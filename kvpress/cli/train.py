@@ -44,36 +44,31 @@ def projections(
 
     Writes projection.safetensors, the curve and the state to the folder.
     """
-    from kvpress.matryoshka.recipe import load_recipe
+    from kvpress.matryoshka.recipe import Start, load_recipe
 
     chosen = load_recipe(recipe)
     changed = {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
     update: dict[str, Any] = {"training": chosen.training.model_copy(update=changed)}
     if start is not None:
-        update["start"] = chosen.start.model_copy(update={"kind": start})
+        update["start"] = _checked(Start, {**chosen.start.model_dump(), "kind": start}, "start")
     chosen = chosen.model_copy(update=update)
     loaded, tokenizer = _load(model, dtype, device)
     from kvpress.matryoshka.curve import draw_curve
-    from kvpress.matryoshka.make import judged_table, start_bases, train_projection
+    from kvpress.matryoshka.make import judged_table, train_projection
     from kvpress.matryoshka.training_state import Point, points
 
-    with _Bar("training") as bar:
+    with _Bar("reading") as reading, _Bar("training") as bar:
 
         def watch(point: Point) -> None:
-            bar(
-                point.step,
-                chosen.training.steps,
-                None if point.judge_kl is None else f"training, KL {point.judge_kl:.4f}",
-            )
+            reading.close()  # only one bar is live at a time
+            kl = None if point.judge_kl is None else f"training, KL {point.judge_kl:.4f}"
+            bar(point.step, chosen.training.steps, kl)
 
-        projection = train_projection(loaded, tokenizer, chosen, Path(model).name, output, watch)
+        projection, starts = train_projection(loaded, tokenizer, chosen, Path(model).name, output, watch, reading)
     draw_curve(
         points(output / "curve.jsonl"), output / "curve.svg", f"{Path(model).name}: {chosen.start.kind}, trained"
     )
-    arms = {
-        kind: start_bases(loaded, tokenizer, chosen, kind)
-        for kind in dict.fromkeys(("random", "pca", chosen.start.kind))
-    }
+    arms = {kind: starts.bases(kind) for kind in dict.fromkeys(("random", "pca", chosen.start.kind))}
     arms["trained"] = projection.bases
     with _Bar("judging") as bar:
         rows = judged_table(loaded, tokenizer, chosen, arms, None, bar)
@@ -102,7 +97,7 @@ def ranks(
 
     chosen = load_recipe(recipe)
     changed = {**({"shares": tuple(share)} if share else {}), **({"method": method} if method else {})}
-    search = _checked(Search, {**chosen.search.model_dump(), **changed})
+    search = _checked(Search, {**chosen.search.model_dump(), **changed}, "search")
     chosen = chosen.model_copy(update={"search": search})
     chosen = chosen.model_copy(update={"judging": chosen.judging.model_copy(update={"shares": search.shares})})
     loaded, tokenizer = _load(model, dtype, device)
@@ -122,7 +117,7 @@ def ranks(
     _show(rows, as_json, {"model": model, "projection": str(projection), "recipe": recipe})
 
 
-def _checked(kind: Any, fields: dict[str, Any]) -> Any:
+def _checked(kind: Any, fields: dict[str, Any], what: str) -> Any:
     from pydantic import ValidationError
 
     from kvpress.errors import InputError
@@ -131,7 +126,7 @@ def _checked(kind: Any, fields: dict[str, Any]) -> Any:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise InputError(f"search: {describe(error, kind)}") from None
+        raise InputError(f"{what}: {describe(error, kind)}") from None
 
 
 def _load(model: str, dtype: str, device: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -175,6 +170,10 @@ class _Bar:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
         self._bar.stop()
 
 

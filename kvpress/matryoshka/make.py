@@ -28,29 +28,50 @@ from kvpress.matryoshka.judge import Judged, judge
 from kvpress.matryoshka.passing import compressed_shapes
 from kvpress.matryoshka.rank_score import RankScore
 from kvpress.matryoshka.recipe import Recipe
+from kvpress.matryoshka.schedule import Schedule
 from kvpress.matryoshka.search_evolution import Round, evolve
 from kvpress.matryoshka.search_greedy import greedy
 from kvpress.matryoshka.search_sensitivity import measure_sensitivity
-from kvpress.matryoshka.statistics import collect
+from kvpress.matryoshka.statistics import collect, load_moments, save_moments
 from kvpress.matryoshka.text import Text
 from kvpress.matryoshka.train import Trainer
 from kvpress.matryoshka.training_state import Point
 
 
-def start_bases(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, kind: str | None = None
-) -> Bases:
-    """The bases that a recipe begins with, or those of another kind from the same text.
+class Starts:
+    """The bases that a recipe could begin with, from one reading of its text; the moments are kept in the folder.
 
     Raises:
-        InputError: the text cannot be read or is too short, or the kind is unknown.
+        InputError: the text cannot be read or is too short.
     """
-    start = recipe.start
-    layers, _ = compressed_shapes(model)
-    text = Text(recipe.text, "train", tokenizer, start.window)
-    moments = collect(model, text.some(start.windows, start.seed).split(1))
-    bases = initial_bases(kind or start.kind, layers, moments, start.seed)
-    return bases if recipe.means else Bases(bases.layers, bases.keys, bases.values)
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        recipe: Recipe,
+        folder: Path,
+        watch: Watch = lambda done, total: None,
+    ) -> None:
+        self.recipe, start = recipe, recipe.start
+        self.layers, _ = compressed_shapes(model)
+        text = Text(recipe.text, "train", tokenizer, start.window, start.windows)
+        made = f"{model_fingerprint(model)} {text.digest} {start.window} {len(text)}"
+        path = folder / "moments.safetensors"
+        known = load_moments(path, made)
+        if known is None:
+            known = collect(model, text.ids.split(1), lambda done: watch(done, len(text)))
+            save_moments(path, known, made)
+        self.moments = known
+
+    def bases(self, kind: str | None = None) -> Bases:
+        """The bases of a kind, None for the recipe's.
+
+        Raises:
+            InputError: the kind is unknown.
+        """
+        bases = initial_bases(kind or self.recipe.start.kind, self.layers, self.moments, self.recipe.start.seed)
+        return bases if self.recipe.means else Bases(bases.layers, bases.keys, bases.values)
 
 
 def train_projection(
@@ -60,7 +81,8 @@ def train_projection(
     name: str,
     folder: Path,
     watch: Callable[[Point], None] = lambda point: None,
-) -> Projection:
+    watch_reading: Watch = lambda done, total: None,
+) -> tuple[Projection, Starts]:
     """Train, or go on with, the projection of a folder, and write it there. name: of the model, for people.
 
     Raises:
@@ -69,8 +91,10 @@ def train_projection(
     training = recipe.training
     if training.train_means and not recipe.means:
         training = training.model_copy(update={"train_means": False})
-    text = Text(recipe.text, "train", tokenizer, training.window)
-    judged = Text(recipe.text, "judge", tokenizer, training.window)
+    # everything that can be wrong with the recipe is told before the long work begins
+    text = Text(recipe.text, "train", tokenizer, training.window, max(1, training.steps * training.windows))
+    judged = Text(recipe.text, "judge", tokenizer, training.window, training.judge_windows)
+    Schedule(compressed_shapes(model)[1], training.shares)
     identity = ModelId(name=name, fingerprint=model_fingerprint(model))
     made = {
         "model": identity.fingerprint,
@@ -80,13 +104,13 @@ def train_projection(
         "text": text.digest,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
-    start = start_bases(model, tokenizer, recipe)
-    trainer = Trainer(model, start, training, text, judged, folder, made, watch)
+    starts = Starts(model, tokenizer, recipe, folder, watch_reading)
+    trainer = Trainer(model, starts.bases(), training, text, judged, folder, made, watch)
     bases = trainer.run()
     header = Header(model=identity, layers=bases.layers, history=({"step": "train", **made},))
     projection = Projection(header=header, bases=bases)
     save_projection(trainer.folder.projection, projection)
-    return projection
+    return projection, starts
 
 
 def search_ranks(
@@ -106,9 +130,9 @@ def search_ranks(
     projection = load_projection(path)
     layers, shapes = compressed_shapes(model)
     check_fits(projection, model, layers, shapes, str(path))
-    text = Text(recipe.text, "ranks", tokenizer, search.window)
+    text = Text(recipe.text, "ranks", tokenizer, search.window, search.windows)
     bases = projection.bases.to(model.device, model.dtype)
-    with RankScore(model, bases, text.some(search.windows, search.seed)) as score:
+    with RankScore(model, bases, text.ids) as score:
         found = _search(score, shapes, recipe, watch)
     tables = {table.share: table for table in projection.header.tables}
     for share, ranks in found.items():
@@ -157,7 +181,7 @@ def judged_table(
         InputError: no share fits, or the judging text is too short.
     """
     judging = recipe.judging
-    windows = Text(recipe.text, "judge", tokenizer, judging.window).some(judging.windows)
+    windows = Text(recipe.text, "judge", tokenizer, judging.window, judging.windows).ids
     keys: list[tuple[str, float]] = []
     settings: list[tuple[Bases, Ranks]] = []
     for name, bases in arms.items():

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from kvpress.errors import InputError
+from kvpress.errors import InputError, unknown
 from kvpress.files import read_yaml
+from kvpress.matryoshka.init import KINDS
 from kvpress.matryoshka.text import Source
 from kvpress.matryoshka.train import TrainSettings
 from kvpress.slots.base import describe
@@ -26,6 +27,13 @@ class Start(_Fields):
     windows: int = Field(default=32, ge=1)
     window: int = Field(default=2048, ge=2)
     seed: int = 0
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in KINDS:
+            raise ValueError(unknown("start of a projection", kind, KINDS))
+        return kind
 
 
 class Search(_Fields):

@@ -8,16 +8,23 @@ outputs   of the attention, likewise
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvpress.evidence import LayerSpec
+from kvpress.files import write_atomically
 from kvpress.matryoshka.passing import attached, read_window
+
+NAMES = ("keys", "values", "queries", "outputs")
 
 
 @dataclass
@@ -62,14 +69,16 @@ class LayerMoments:
     outputs: Moments = field(default_factory=Moments)
 
 
-def collect(model: PreTrainedModel, windows: Iterable[Tensor]) -> list[LayerMoments]:
+def collect(
+    model: PreTrainedModel, windows: Iterable[Tensor], watch: Callable[[int], None] = lambda done: None
+) -> list[LayerMoments]:
     """Moments of every compressed layer over windows of ids [B, n]; n should be the length that will be served.
 
     Rotation spreads slow planes of the keys over their directions only at length: bases of short windows miss what long ones need.
     """
     found: dict[int, LayerMoments] = {}
 
-    def watch(place: int, query: Tensor, keys: Tensor, values: Tensor, own: Any, spec: LayerSpec) -> Tensor:
+    def look(place: int, query: Tensor, keys: Tensor, values: Tensor, own: Any, spec: LayerSpec) -> Tensor:
         moments = found.setdefault(place, LayerMoments())
         output: Tensor = own(query, keys, values)  # [B, q, Hq, Dv]
         moments.keys.add(_heads(keys))
@@ -79,9 +88,44 @@ def collect(model: PreTrainedModel, windows: Iterable[Tensor]) -> list[LayerMome
         return output
 
     with torch.no_grad(), attached(model):
-        for ids in windows:
-            read_window(model, ids.to(model.device), watch, logits_to_keep=1)
+        for done, ids in enumerate(windows, start=1):
+            read_window(model, ids.to(model.device), look, logits_to_keep=1)
+            watch(done)
     return [found[place] for place in range(len(found))]
+
+
+def save_moments(path: Path, moments: Sequence[LayerMoments], made: str) -> None:
+    """Write moments, at once or not at all. made: digest of what they were made from."""
+    tensors, counts = {}, {}
+    for place, layer in enumerate(moments):
+        for name in NAMES:
+            one: Moments = getattr(layer, name)
+            tensors[f"{place}.{name}.first"], tensors[f"{place}.{name}.second"] = one.first.cpu(), one.second.cpu()
+            counts[f"{place}.{name}"] = one.n
+    write_atomically(path, save(tensors, {"made": made, "counts": json.dumps(counts)}))
+
+
+def load_moments(path: Path, made: str) -> list[LayerMoments] | None:
+    """Moments of a file that were made from the same; None where there are none, or the file is damaged."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            head = file.metadata() or {}
+            if head.get("made") != made:
+                return None
+            counts = json.loads(head["counts"])
+            found: list[LayerMoments] = []
+            for key, n in counts.items():
+                place, name = key.split(".")
+                while len(found) <= int(place):
+                    found.append(LayerMoments())
+                setattr(
+                    found[int(place)],
+                    name,
+                    Moments(n, file.get_tensor(f"{key}.first"), file.get_tensor(f"{key}.second")),
+                )
+            return found
+    except (OSError, SafetensorError, ValueError, KeyError):
+        return None
 
 
 def _heads(tensor: Tensor) -> Tensor:

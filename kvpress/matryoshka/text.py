@@ -18,6 +18,8 @@ from kvpress.errors import InputError
 
 #: of a document; longer files are no text that somebody wrote
 MAX_DOCUMENT_BYTES = 20_000_000
+#: where a number of windows is enough, a document gives at most one in so many of them
+DOCUMENT_SHARE = 32
 Split = Literal["train", "ranks", "judge"]
 #: shares of the documents
 SPLITS: dict[Split, float] = {"train": 0.9, "ranks": 0.05, "judge": 0.05}
@@ -87,7 +89,7 @@ Source = Annotated[Folder | Python | Hub, Field(union_mode="left_to_right")]
 
 def split_of(document: str) -> Split:
     """The split of a document, by its digest."""
-    place = int.from_bytes(hashlib.sha256(document.encode(errors="replace")).digest()[:8], "big") / 2**64
+    place = int.from_bytes(_sha256(document)[:8], "big") / 2**64
     for split, share in SPLITS.items():
         place -= share
         if place < 0:
@@ -98,29 +100,35 @@ def split_of(document: str) -> Split:
 class Text:
     """Windows of token ids out of the documents of one split.
 
-    Every window begins with the tokenizer's BOS, where it uses one, and lies within one document. digest: sha256 over the documents.
+    Every window begins with the tokenizer's BOS, where it uses one, and lies within one document. limit: windows that are enough; documents
+    are then taken in the order of their digests, and none gives more than a DOCUMENT_SHARE of the limit. digest: sha256 over the documents.
 
     Raises:
         InputError: a source cannot be read, or no document of the split is long enough for one window.
     """
 
-    def __init__(self, sources: Sequence[Any], split: Split, tokenizer: Any, window: int) -> None:
-        digest = hashlib.sha256()
+    def __init__(
+        self, sources: Sequence[Any], split: Split, tokenizer: Any, window: int, limit: int | None = None
+    ) -> None:
         bos = [tokenizer.bos_token_id] if _uses_bos(tokenizer) else []
         size = window - len(bos)
+        documents = {_sha256(one): one for source in sources for one in source.documents() if split_of(one) == split}
+        each = None if limit is None else -(-limit // DOCUMENT_SHARE)
         found: list[list[int]] = []
-        for source in sources:
-            for document in source.documents():
-                if split_of(document) != split:
-                    continue
-                digest.update(hashlib.sha256(document.encode(errors="replace")).digest())
-                ids = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
-                found += [bos + ids[at : at + size] for at in range(0, len(ids) - size + 1, size)]
+        digest = hashlib.sha256()
+        for key, document in sorted(documents.items()):
+            if limit is not None and len(found) >= limit:
+                break
+            digest.update(key)
+            if each is not None:  # the rest would be read for nothing; a token has hardly ever more characters
+                document = document[: each * window * 16]
+            ids = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+            found += [bos + ids[at : at + size] for at in range(0, len(ids) - size + 1, size)][:each]
         if not found:
             raise InputError(
                 f"calibration text: no document of split '{split}' has {window:,} tokens: give longer texts, or a smaller window"
             )
-        self.ids = torch.tensor(found)
+        self.ids = torch.tensor(found[:limit])
         self.digest = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -139,6 +147,10 @@ class Text:
         """At most n windows [m, window], drawn without repetition."""
         generator = torch.Generator().manual_seed(seed)
         return self.ids[torch.randperm(len(self.ids), generator=generator)[:n].sort().values]
+
+
+def _sha256(document: str) -> bytes:
+    return hashlib.sha256(document.encode(errors="replace")).digest()
 
 
 def _uses_bos(tokenizer: Any) -> bool:

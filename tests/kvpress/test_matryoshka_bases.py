@@ -11,7 +11,7 @@ from kvpress.matryoshka.bases import Bases, Ranks, orthogonality_error
 from kvpress.matryoshka.cayley import TrainableBases, cayley, special
 from kvpress.matryoshka.init import KINDS, initial_bases
 from kvpress.matryoshka.passing import compressed_shapes
-from kvpress.matryoshka.statistics import Moments, collect
+from kvpress.matryoshka.statistics import Moments, collect, load_moments, save_moments
 
 SHAPES = [(2, 32, 32), (2, 32, 64)]
 
@@ -151,6 +151,23 @@ def test_moments_of_a_model_are_those_of_what_attention_reads():
             k, v = key[:, head].reshape(-1, HEAD_DIM), value[:, head].reshape(-1, HEAD_DIM)
             for found, vectors in ((layer.queries, q), (layer.keys, k), (layer.values, v), (layer.outputs, o)):
                 torch.testing.assert_close(found.uncentred[head], vectors.T @ vectors / len(vectors))
+
+
+def test_moments_come_back_from_their_file(tmp_path):
+    moments = collect(small_model(), some_windows(2, 20).split(1))
+    save_moments(tmp_path / "m.safetensors", moments, "made so")
+    found = load_moments(tmp_path / "m.safetensors", "made so")
+    for a, b in zip(moments, found, strict=True):
+        for name in ("keys", "values", "queries", "outputs"):
+            one, two = getattr(a, name), getattr(b, name)
+            assert one.n == two.n
+            assert torch.equal(one.first, two.first)
+            assert torch.equal(one.second, two.second)
+    assert load_moments(tmp_path / "m.safetensors", "made otherwise") is None
+    assert load_moments(tmp_path / "none", "made so") is None
+    content = (tmp_path / "m.safetensors").read_bytes()
+    (tmp_path / "m.safetensors").write_bytes(content[:500])
+    assert load_moments(tmp_path / "m.safetensors", "made so") is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -78,3 +78,14 @@ def test_sources_that_cannot_be_read(folder, change, sentence):
 def test_documents_that_are_too_short(folder):
     with pytest.raises(InputError, match="no document of split 'judge' has 5,000 tokens"):
         Text([folder], "judge", byte_tokenizer(), 5000)
+
+
+def test_a_limit_takes_a_little_of_many_documents(folder):
+    whole = Text([folder], "train", byte_tokenizer(), 50)
+    some = Text([folder], "train", byte_tokenizer(), 50, limit=40)
+    assert len(some) == 40
+    known = {tuple(window.tolist()) for window in whole.ids}
+    assert all(tuple(window.tolist()) in known for window in some.ids)
+    numbers = [byte_tokenizer().decode(window[1:]).replace("document", "").split()[1] for window in some.ids]
+    assert max(map(numbers.count, numbers)) == 2  # one thirty-second of the limit, rounded up
+    assert Text([folder], "train", byte_tokenizer(), 50, limit=10**6).digest == whole.digest

@@ -147,6 +147,7 @@ def test_mistakes(kvpress, folder, tmp_path):
     ranks = ["train", "ranks", tmp_path / "none.safetensors", "-m", model, "-r", folder / "recipe.yaml"]
     assert_one_sentence(kvpress(*ranks), "no such projection")
     assert_one_sentence(kvpress(*ranks, "--method", "luck"), "search: field 'method'")
+    assert_one_sentence(kvpress(*train, "--start", "luck"), "start: field 'kind': unknown start of a projection 'luck'")
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in recipes_folder().glob("*.yaml")))

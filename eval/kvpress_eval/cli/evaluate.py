@@ -70,8 +70,7 @@ def text(
     check_arms(arms)
     with err.status(f"loading {chosen.model}"):
         loaded, tokenizer = load(chosen.model, dtype=chosen.dtype, device=device)
-    read = Text(source.text, "judge", tokenizer, window)
-    drawn = read.some(windows)
+    drawn = Text(source.text, "judge", tokenizer, window, windows).ids
     digest = hashlib.sha256(drawn.numpy().tobytes() + str(rest).encode()).hexdigest()[:16]
     with err.status("reading") as status:
 
