@@ -310,3 +310,18 @@ def test_null_follows_a_random_host_and_oracle_is_more_than_a_blind_one():
     found = examine(chosen, lookup_sample(2))
     assert found["null"].kept == found["dice"].kept
     assert found["oracle"].access.kept_decode > found["dice"].access.kept_decode
+
+
+def test_a_sample_that_the_full_cache_fails_is_measured_and_not_attributed():
+    """There is no right answer of the model to look for, so nothing is replayed."""
+    chosen = study(shifted={"swap": {"query_law": "planted_shifted_window"}})
+    model, tokenizer = induction_model(), induction_tokenizer()
+    right = lookup_sample(0)
+    other = next(lookup_sample(index) for index in range(1, SAMPLES) if lookup_sample(index).answers != right.answers)
+    sample = replace(right, answers=other.answers)
+    prompt = render(tokenizer, sample)
+    engine = chosen.engine(model, tokenizer, chosen.arms())
+    for answer in engine.answer([prompt], [sample], True)[0]:
+        finding = Finding.model_validate(answer.measures)
+        assert finding.verdict in (None, "none")
+        assert finding.replays == ()

@@ -116,6 +116,8 @@ class Replayer:
     def _scores(self, sets: Sequence[KeptSets]) -> list[float]:
         """Scores of the sets' own answers, which may be a little longer than the reference."""
         case = self.case
+        if not sets:  # also where the full cache failed, so that there is no reference and nothing to replay
+            return []
         assert case.reference is not None
         limit = min(len(case.reference.ids) + self.measuring.answer_slack, case.sample.max_new_tokens)
         texts = answer_sets(self.model, case.full, case.logits, case.tail, sets, self.measuring.rows, self.stop(limit))
