@@ -22,6 +22,7 @@ OPS = (
     "compact",
     "rerotate",
     "ragged_attention",
+    "lowrank_decode",
 )
 #: ops of torch functions alone: nothing of theirs is compiled
 WITHOUT_KERNEL = ("work_list",)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from kvpress_kernels.pages import UNIT_BYTES, PageLayout, Pages
 
@@ -49,10 +50,10 @@ class _Slab:
 
 
 class PagePool:
-    """Pages of one layout on one device, with reference counts."""
+    """Pages of one layout on one device, with reference counts. anchor: of another pool's pages, to share it."""
 
-    def __init__(self, layout: PageLayout, device: torch.device | str) -> None:
-        self.pages = Pages(layout, device)
+    def __init__(self, layout: PageLayout, device: torch.device | str, anchor: Tensor | None = None) -> None:
+        self.pages = Pages(layout, device, anchor)
         self._slabs: list[_Slab] = []
         self._step = layout.nbytes // UNIT_BYTES
         self._tables: list[weakref.WeakMethod[Remap]] = []
@@ -183,9 +184,12 @@ class PagePool:
                 remap(old[order], new[order])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PagePool:
-        """A pool of its own with the same pages; `memo` learns where each slab went, for the tables."""
-        copied = PagePool(self.layout, self.pages.device)
-        memo[id(self)] = copied
+        """A pool of its own with the same pages; `memo` learns where each slab went, for the tables.
+
+        Pools that share an anchor, copied together, share a new one.
+        """
+        copied = PagePool(self.layout, self.pages.device, memo.get(id(self.pages.anchor)))
+        memo[id(self)], memo[id(self.pages.anchor)] = copied, copied.pages.anchor
         contents = {slab.first: content for slab, content in zip(self._slabs, self.pages.slabs, strict=True)}
         for slab in self._slabs:
             copied._add_slab(slab.n_pages)

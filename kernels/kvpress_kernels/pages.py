@@ -67,15 +67,19 @@ class PageViews(NamedTuple):
 class Pages:
     """Slabs of pages of one layout on one device.
 
-    anchor: a small tensor of the layout's dtype; kernels add `entry * 16` bytes to its address.
+    anchor: a small tensor of the layout's dtype; kernels add `entry * 16` bytes to its address. Pages of several layouts
+    may count from the anchor of the first of them, so that one kernel finds them all; by default they have their own.
     """
 
-    def __init__(self, layout: PageLayout, device: torch.device | str) -> None:
+    def __init__(self, layout: PageLayout, device: torch.device | str, anchor: Tensor | None = None) -> None:
         self.layout, self.device = layout, torch.device(device)
-        with torch.inference_mode(False):  # an inference tensor could not be written outside inference mode later
-            self.anchor = torch.zeros(UNIT_BYTES, dtype=layout.dtype, device=self.device)
-        # Triton addresses small tensors with 32 bits on ROCm; from this one kernels reach everywhere
-        self.anchor.ptr_range = _any_distance  # type: ignore[attr-defined]
+        self.anchor = _new_anchor(layout.dtype, self.device) if anchor is None else anchor
+        place = torch.empty(0, device=self.device).device  # with the index that "cuda" alone leaves open
+        if (self.anchor.dtype, self.anchor.device) != (layout.dtype, place):
+            raise ValueError(
+                f"pages of {layout.dtype} on '{place}' cannot count from an anchor of {self.anchor.dtype} on "
+                f"'{self.anchor.device}'"
+            )
         self._slabs: dict[int, Tensor] = {}  # by the entry of their first page
 
     @property
@@ -170,6 +174,14 @@ def typed(raw: Tensor, layout: PageLayout) -> PageViews:
 def n_pages(lengths: Tensor, page_size: int) -> Tensor:
     """Pages that segments of these lengths occupy."""
     return (lengths + page_size - 1) // page_size
+
+
+def _new_anchor(dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # an inference tensor could not be written outside inference mode later
+        anchor = torch.zeros(UNIT_BYTES, dtype=dtype, device=device)
+    # Triton addresses small tensors with 32 bits on ROCm; from this one kernels reach everywhere
+    anchor.ptr_range = _any_distance  # type: ignore[attr-defined]
+    return anchor
 
 
 def _any_distance() -> int:

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 #: cases that the interpreter takes long for: every so many of them
 EVERY = {
     "window_scores": 8, "cumulative_mass": 6, "ragged_attention": 3, "ragged_decode": 5, "compact": 3, "append": 2,
-    "leave_one_out": 2, "joint_change": 2, "split_reduce": 2,
+    "leave_one_out": 2, "joint_change": 2, "split_reduce": 2, "lowrank_decode": 2,
 }  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def test_every_op_passes_its_checks(op):
 def test_cases_on_a_device_cover_what_they_should(op):
     labels = [case.label for case in cases(op, FULL)]
     assert len(set(labels)) == len(labels)
-    if op in ("ragged_decode", "append", "gather_pages", "compact", "rerotate", "ragged_attention"):
+    if op in ("ragged_decode", "append", "gather_pages", "compact", "rerotate", "ragged_attention", "lowrank_decode"):
         assert sum("2^31" in label for label in labels) == len(FULL.dtypes)
         assert any("P16" in label for label in labels) or op == "append"
         assert any("D192" in label for label in labels)

@@ -1,5 +1,6 @@
 """Pages and their pool: content survives, free pages are reused, slabs really go."""
 
+import copy
 import gc
 import weakref
 
@@ -191,3 +192,41 @@ def test_rocm_addresses_pages_with_64_bits():
     amd = pytest.importorskip("triton.backends.amd.compiler")
     assert amd.HIPBackend.is_within_2gb(torch.zeros(16))
     assert not amd.HIPBackend.is_within_2gb(Pages(LAYOUT, "cpu").anchor)
+
+
+def test_pages_of_several_layouts_count_from_one_anchor():
+    """An entry is a distance in bytes: the pages of either layout are found from the other's anchor."""
+    narrow = PagePool(PageLayout(4, 8, 8, torch.float32), "cpu")
+    wide = PagePool(PageLayout(4, 24, 16, torch.float32), "cpu", anchor=narrow.pages.anchor)
+    assert wide.pages.anchor is narrow.pages.anchor
+    for pool in (narrow, wide):
+        entries = torch.from_numpy(pool.allocate(3))
+        slot = torch.zeros(3, dtype=torch.long)
+        keys = torch.randn(3, pool.layout.key_dim)
+        pool.pages.write(entries, slot, keys, keys[:, :8].repeat(1, 2)[:, : pool.layout.value_dim], slot)
+        (slab,) = pool.pages.slabs
+        addresses = narrow.pages.anchor.data_ptr() + UNIT_BYTES * entries
+        assert sorted(addresses.tolist()) == [slab[i].data_ptr() for i in range(3)]
+        assert torch.equal(pool.pages.read(entries).keys[:, 0], keys)
+
+
+@pytest.mark.parametrize("layout", [PageLayout(4, 5, 3, torch.float16), PageLayout(4, 5, 3, torch.float64)])
+def test_an_anchor_of_another_dtype_is_refused(layout):
+    with pytest.raises(ValueError, match=r"cannot count from an anchor of torch\.float32"):
+        Pages(layout, "cpu", anchor=Pages(LAYOUT, "cpu").anchor)
+
+
+def test_an_anchor_of_another_device_is_refused():
+    with pytest.raises(ValueError, match="on 'meta'"):
+        Pages(LAYOUT, "cpu", anchor=torch.zeros(16, device="meta"))
+
+
+def test_copies_of_pools_with_one_anchor_have_one_again():
+    first = PagePool(LAYOUT, "cpu")
+    second = PagePool(PageLayout(4, 8, 8, torch.float32), "cpu", anchor=first.pages.anchor)
+    first.allocate(2)
+    second.allocate(3)
+    copies = copy.deepcopy([first, second])
+    assert copies[0].pages.anchor is copies[1].pages.anchor
+    assert copies[0].pages.anchor is not first.pages.anchor
+    assert copy.deepcopy(second).pages.anchor is not first.pages.anchor

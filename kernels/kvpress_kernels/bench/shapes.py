@@ -52,12 +52,19 @@ class Filled:
         return keys, values
 
 
-def filled(device: torch.device, layout: PageLayout, counts: Sequence[int], seed: int, room: int = 0) -> Filled:
-    """Rows of `counts` tokens, in pages for `room` more, shuffled over one slab."""
+def filled(
+    device: torch.device,
+    layout: PageLayout,
+    counts: Sequence[int],
+    seed: int,
+    room: int = 0,
+    anchor: Tensor | None = None,
+) -> Filled:
+    """Rows of `counts` tokens, in pages for `room` more, shuffled over one slab. anchor: that pages count from."""
     generator = torch.Generator(device).manual_seed(seed)
     lengths = torch.tensor(counts, dtype=torch.int32, device=device)
     needed = n_pages(lengths + room, layout.page_size)
-    pages, total = Pages(layout, device), int(needed.sum())
+    pages, total = Pages(layout, device, anchor), int(needed.sum())
     entries = pages.add_slab(total).to(device)
     views = typed(pages.slabs[0], layout)
     views.keys.normal_(generator=generator)

@@ -85,16 +85,18 @@ def stored(
     room: int = 0,
     key_size: float = 1.0,
     far: bool = False,
+    anchor: Tensor | None = None,
 ) -> Stored:
     """Random tokens in pages of two slabs, in random order; all else of the slabs is NaN.
 
-    key_size: standard deviation of the keys. far: some pages are more than 2^31 elements from others.
+    key_size: standard deviation of the keys. far: some pages are more than 2^31 elements from others. anchor: that the
+    pages count from, their own by default.
     The same seed gives the same tokens on every machine. Unused entries of the page table name a page of NaN.
     """
     generator = torch.Generator().manual_seed(seed)
     size = layout.page_size
     needed = [-(-(count + room) // size) for count in counts]
-    pages, total = Pages(layout, device), sum(needed)
+    pages, total = Pages(layout, device, anchor), sum(needed)
     if far:
         entries = _far_entries(pages, total + 1)
     else:
