@@ -135,9 +135,14 @@ class Plan:
         return backend
 
     def pool(self, device: torch.device, layout: PageLayout) -> PagePool:
-        """The pool that all layers of this layout and device share."""
+        """The pool that all layers of this layout and device share; pools of one device and dtype count from one anchor, so that a
+        kernel finds the pages of all of them."""
         if (device, layout) not in self.pools:
-            self.pools[(device, layout)] = PagePool(layout, device)
+            alike = (
+                pool for (where, other), pool in self.pools.items() if (where, other.dtype) == (device, layout.dtype)
+            )
+            first = next(alike, None)
+            self.pools[(device, layout)] = PagePool(layout, device, None if first is None else first.pages.anchor)
         return self.pools[(device, layout)]
 
     def restart(self) -> None:

@@ -6,15 +6,18 @@ A query is projected once a step, the small output is brought back; keys and val
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kvpress.cache.packed import PackedStore
 from kvpress.cache.paged import PagedStore
 from kvpress.matryoshka.layer_projection import LayerProjection, take_heads
+from kvpress_kernels.dispatch import op
 
 Inner = PackedStore | PagedStore
 #: (keys [B, S, n, rK], values [B, S, n, rV], columns for each row and head) -> the store of one bucket
@@ -37,6 +40,7 @@ class ProjectedStore:
         keys: [B, H, n, D], values: [B, H, n, Dv]; kept: for each (row, head), row-major, the ascending columns [m] to store.
         """
         self.n_heads, self.projection = keys.shape[1], projection
+        self._joint: tuple[Any, Tensor, Tensor] | None = None
         self.parts: list[Inner] = []
         for bucket in projection.buckets:
             own = take_heads(keys, bucket.heads), take_heads(values, bucket.heads)
@@ -78,6 +82,9 @@ class ProjectedStore:
 
     def decode(self, query: Tensor, **options: Any) -> Tensor:
         """Attention of one token a row: query [B, H, G, D] -> [B, H, G, Dv]."""
+        paged = [part for part in self.parts if isinstance(part, PagedStore) and part.backend == "triton"]
+        if len(paged) == len(self.parts):
+            return self._decode_pages(paged, query, options)
         return self._attention(query, options, lambda part, own, chosen: part.decode(own, **chosen))
 
     def attend(self, query: Tensor, columns: Tensor, **options: Any) -> Tensor:
@@ -129,8 +136,35 @@ class ProjectedStore:
     def joined(stores: Sequence[ProjectedStore]) -> ProjectedStore:
         """A store whose rows are those of several stores of one projection, one after the other."""
         new = copy.copy(stores[0])
+        new._joint = None
         new.parts = [type(parts[0]).joined(parts) for parts in zip(*(store.parts for store in stores), strict=True)]
         return new
+
+    def _decode_pages(self, parts: Sequence[PagedStore], query: Tensor, options: dict[str, Any]) -> Tensor:
+        """One launch for all heads: the kernel takes each row's ranks as data."""
+        table, lengths = self._joint_table(parts)
+        padded = self.projection.padded
+        pages = [part.table.pool.pages for part in parts]
+        output: Tensor = op("lowrank_decode", "triton")(
+            query, pages, table, lengths, padded.ranks, padded.keys, padded.values, lost=padded.lost, **options
+        )
+        return output
+
+    def _joint_table(self, parts: Sequence[PagedStore]) -> tuple[Tensor, Tensor]:
+        """Page table [B * H, M] and lengths [B * H] of all rows in their order. The table is renewed when one of the parts' tables has
+        changed; lengths are those that the device counts."""
+        if len(parts) == 1:
+            return parts[0].table.device, parts[0].device_lengths
+        versions = tuple((part.table.version, part.table.device.data_ptr(), part.n_rows) for part in parts)
+        if self._joint is None or self._joint[0] != versions:
+            width = max(part.table.device.shape[1] for part in parts)
+            tables = torch.cat([F.pad(part.table.device, (0, width - part.table.device.shape[1])) for part in parts])
+            ends = list(itertools.accumulate((len(part.lengths) for part in parts), initial=0))
+            places = self._gathered([range(start, end) for start, end in itertools.pairwise(ends)])
+            order = torch.tensor(places, device=tables.device)
+            self._joint = versions, tables[order].contiguous(), order
+        _, table, order = self._joint
+        return table, torch.cat([part.device_lengths for part in parts])[order]
 
     def _attention(self, query: Tensor, options: dict[str, Any], run: Callable[[Inner, Tensor, Any], Tensor]) -> Tensor:
         parts = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +48,18 @@ class Bucket:
         return Bucket(self.heads, self.keys.to(device), self.values.to(device), lost)
 
 
+class Padded(NamedTuple):
+    """The bases of all heads of a layer in one tensor each, for a kernel that takes ranks as data.
+
+    ranks: [H, 2] int32; keys: [H, D, RK] and values: [H, Dv, RV] float32, zero in the columns from a head's rank on; lost: [H, Dv] or None.
+    """
+
+    ranks: Tensor
+    keys: Tensor
+    values: Tensor
+    lost: Tensor | None
+
+
 @dataclass(frozen=True, eq=False)
 class LayerProjection:
     """The buckets of one layer with H KV heads; dims: (D, Dv)."""
@@ -63,6 +77,22 @@ class LayerProjection:
         """(rK, rV) of each KV head."""
         found = {head: (b.keys.shape[-1], b.values.shape[-1]) for b in self.buckets for head in b.heads}
         return [found[head] for head in range(self.n_heads)]
+
+    @cached_property
+    def padded(self) -> Padded:
+        """The bases as one launch over all heads reads them."""
+        device, ranks = self.buckets[0].keys.device, self.ranks
+        keys = torch.zeros(self.n_heads, self.dims[0], max(key for key, _ in ranks), device=device)
+        values = torch.zeros(self.n_heads, self.dims[1], max(value for _, value in ranks), device=device)
+        lost = torch.zeros(self.n_heads, self.dims[1], device=device)
+        for bucket in self.buckets:
+            heads = list(bucket.heads)
+            keys[heads, :, : bucket.keys.shape[-1]] = bucket.keys
+            values[heads, :, : bucket.values.shape[-1]] = bucket.values
+            if bucket.lost is not None:
+                lost[heads] = bucket.lost
+        at = torch.tensor(ranks, dtype=torch.int32, device=device)
+        return Padded(at, keys, values, lost if self.has_means else None)
 
     @classmethod
     def of(cls, bases: Bases, ranks: Ranks, place: int) -> LayerProjection:

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from generation_support import kept, small
+from matryoshka_support import bases_of, small_model
 from tiny_models import prompts, tiny
 
 import kvpress
+from kvpress.matryoshka.bases import Ranks
+from kvpress.matryoshka.checkpoint import Header, ModelId, Projection, RankTable, model_fingerprint, save_projection
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
 TRITON = kvpress.BackendRequest("triton", page_size=16)
@@ -79,3 +82,21 @@ def test_second_turn():
             turn = torch.cat([first, more], 1)
             results.append(model.generate(input_ids=turn, past_key_values=cache, **GREEDY))
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("ranks", ["uniform", "searched"])
+def test_projections(tmp_path, ranks):
+    """One launch for heads of all ranks, against a torch store for each rank."""
+    model = small_model(torch.float32)
+    table = Ranks(((8, 32), (24, 24)), ((16, 8), (32, 24)))
+    share = table.share([(2, 32, 32)] * 2) if ranks == "searched" else 0.5
+    tables = (RankTable(share=share, method="by hand", keys=table.keys, values=table.values),)
+    identity = ModelId(name="small", fingerprint=model_fingerprint(model))
+    header = Header(model=identity, layers=(0, 1), tables=tables)
+    save_projection(tmp_path / "p.safetensors", Projection(header=header, bases=bases_of(model)))
+    stored = {"kind": "orthogonal", "file": str(tmp_path / "p.safetensors"), "share": share, "ranks": ranks}
+    contract = small("snapkv").swap(representation=stored)
+    ids, mask = prompts(2, 64, [13, 0])
+    expected, found = both(model, contract, input_ids=ids, attention_mask=mask)
+    assert expected[1] == found[1]
+    assert torch.equal(expected[0], found[0])
