@@ -78,6 +78,10 @@ class HeadGroup:
         basis = self.bases[0].reshape(self.bases[0].shape[0], *(1,) * (vectors.dim() - 3), *self.bases[0].shape[1:])
         return vectors.to(basis.dtype) @ basis
 
+    def full_values(self, values: Tensor) -> Tensor:
+        """Some of the values [S, n, r] in the full space, for norms that are not the same in both."""
+        return values if self.bases is None else values @ self.bases[1].to(values.dtype).transpose(1, 2)
+
     def weight(self, matrix: Tensor) -> Tensor:
         """A matrix [S, G, Dv, m] that values are multiplied by, for values as they are stored."""
         if self.bases is None:
@@ -195,8 +199,12 @@ class UnitFeatures:
         return self._stack([self._unit_mean(_wide(g.keys).norm(dim=-1), t) for g, t in self._pairs()])
 
     def value_norm(self, order: int) -> Tensor:
-        """[H, U] L1 or L2 norm of the values, mean over the unit's tokens."""
-        return self._stack([self._unit_mean(_wide(g.values).norm(order, dim=-1), t) for g, t in self._pairs()])
+        """[H, U] L1 or L2 norm of the values, mean over the unit's tokens; of a reduced space those of what is brought back."""
+        norms = [
+            torch.cat([g.full_values(part).norm(order, dim=-1) for part in _wide(g.values).split(4096, 1)], 1)
+            for g in self.groups
+        ]
+        return self._stack([self._unit_mean(norm, table) for norm, table in zip(norms, self._tables, strict=True)])
 
     def output_norm(self, order: int) -> Tensor:
         """[H, G, U] L1 or L2 norm of v W_O, mean over the unit's tokens, one query head at a time."""

@@ -1,7 +1,7 @@
 """How well a text goes on from a compressed context: every arm reads the beginning of a window, is cut, and is asked for the rest.
 
     context     read once for all arms, exactly; each arm cuts and stores it its own way
-    rest        read token by token of the text, over what each arm has stored
+    rest        read over what each arm has stored, a few tokens at a time
 
 loss is the cross-entropy of the text, kl is KL(full || arm); both in nats a token, over the rest but its first token, which all arms see
 from the exact context. Unlike perplexity in reduced attention throughout, this is what an engine does.
@@ -31,7 +31,7 @@ LOGITS = 1 << 27
 
 
 class WindowRecord(BaseModel):
-    """One window under one arm. text: digest of the windows; kept_bytes, full_bytes: of the context, measured."""
+    """One window under one arm. text: digest of the windows and of the model that read them; kept_bytes, full_bytes: of the context, measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,7 +80,7 @@ def measure_windows(
     found = read_window_records(path) if path.exists() else []
     ids = {arm.name: arm.contract.id for arm in arms if arm.contract is not None}
     if any(one.text != text or ids.get(one.arm) != one.contract_id for one in found):
-        raise InputError(f"'{path}' holds records of another text or of other arms: name another file")
+        raise InputError(f"'{path}' holds records of another text, model or of other arms: name another file")
     done = {(one.window, one.arm) for one in found}
     with RecordFile(path, WindowRecord) as file:
         for index, window in enumerate(windows):

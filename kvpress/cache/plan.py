@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -126,8 +126,12 @@ class Plan:
 
     def backend_for(self, keys: torch.Tensor, values: torch.Tensor) -> Backend:
         """The backend of a layer with keys and values like these, noted for the report."""
-        backend = self.request.resolve(keys.device, keys.dtype, (keys.shape[-1], values.shape[-1]))
-        if backend.store == "paged" and any(form.dtype is not None for form in self.formats):
+        request = self.request
+        changed = any(form.dtype is not None for form in self.formats)
+        if changed and (request.backend, request.store) == ("auto", "auto"):
+            request = replace(request, store="packed", graphs=False)
+        backend = request.resolve(keys.device, keys.dtype, (keys.shape[-1], values.shape[-1]))
+        if backend.store == "paged" and changed:
             raise InputError(
                 "the paged store keeps the model's dtype only: use store 'packed' with representation 'int8' or a dtype"
             )

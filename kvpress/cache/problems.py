@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvpress.errors import ContractError
 from kvpress.evidence import UnitFeatures
 from kvpress.selection import Problem
-from kvpress.slots.budget import Fraction
+from kvpress.slots.budget import Bytes, Fraction
 
 if TYPE_CHECKING:
     from kvpress.cache.layer import CompressedLayer
@@ -21,6 +22,12 @@ def features(layer: CompressedLayer, row: int, limit: int) -> UnitFeatures:
 def problems(layer: CompressedLayer, limit: int) -> list[Problem]:
     """One decision per row over the tokens in columns before `limit`."""
     plan, storage, found = layer.plan, layer.storage, list[Problem]()
+    ragged = len({pair for form in plan.formats for pair in form.ranks((0, 0), 1)}) > 1
+    if isinstance(plan.contract.budget, Bytes) and ragged and plan.contract.allocation.kind != "uniform":
+        raise ContractError(
+            f"contract '{plan.contract.name}': a budget in bytes cannot be kept where heads have ranks of their own and allocation "
+            f"'{plan.contract.allocation.kind}' gives them different lengths: use allocation 'uniform', equal ranks, or a budget in tokens"
+        )
     unit = storage.packing.unit(even=plan.contract.allocation.kind == "uniform")
     for row in range(storage.n_rows):
         n_prompt = storage.real_tokens(row, plan.prompt_length or limit)

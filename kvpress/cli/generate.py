@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 def generate(
     model: Annotated[str, typer.Option("--model", "-m", help="Hub id, model folder or .gguf file.")],
-    contract: Annotated[str, typer.Option("--contract", "-c", help="Preset name or YAML file.")] = "snapkv",
+    contract: Annotated[
+        str | None,
+        typer.Option(
+            "--contract",
+            "-c",
+            help="Preset name or YAML file; default: snapkv, or full with --projection or --int8 and no budget.",
+        ),
+    ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", "-b", help="0.25, 25%, 512tokens or 20MB; default: the contract's own.")
     ] = None,
@@ -29,9 +36,9 @@ def generate(
         str | None, typer.Option("--projection", "-p", help="Projection file (`kvpress train projections`).")
     ] = None,
     share: Annotated[
-        float, typer.Option(min=0.01, max=1, help="With --projection: share of the bytes of a token that is kept.")
-    ] = 0.5,
-    ranks: Annotated[str, typer.Option(help="With --projection: uniform, or searched.")] = "uniform",
+        float | None, typer.Option(min=0.01, max=1, help="With --projection: share of a token's bytes; default: 0.5.")
+    ] = None,
+    ranks: Annotated[str | None, typer.Option(help="With --projection: uniform (the default), or searched.")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Store the cache in eight bits.")] = False,
     document: Annotated[
         str | None, typer.Option("--document", "-d", help="Text file; '-' or a pipe is read from stdin.")
@@ -61,12 +68,11 @@ def generate(
     from kvpress.backend import BackendRequest
     from kvpress.contract import resolve
 
-    chosen = resolve(contract, budget)  # before the model is loaded: a misspelt name costs no minute
-    if projection is not None:
-        stored = {"kind": "orthogonal", "file": projection, "share": share, "ranks": ranks, "int8": int8}
-        chosen = resolve(chosen.swap(representation=stored))
-    elif int8:
-        chosen = chosen.swap(representation="int8")
+    stores = projection is not None or int8
+    # before the model is loaded: a misspelt name costs no minute
+    chosen = stored_as(
+        resolve(contract or ("full" if stores and budget is None else "snapkv"), budget), projection, share, ranks, int8
+    )
     request = BackendRequest(backend, store, page_size, graphs)
     quiet_transformers()
     from kvpress.loading import load
@@ -92,6 +98,32 @@ def generate(
         err.print(f"decode: {runs[-1].report.to_dict()['decode']}", highlight=False)
     if report:
         err.print(str(runs[-1].report), markup=False, highlight=False)
+
+
+def stored_as(
+    contract: Contract, projection: str | None, share: float | None, ranks: str | None, int8: bool
+) -> Contract:
+    """The contract with the representation that the options ask for; its own where they ask for none."""
+    from kvpress.contract import resolve
+    from kvpress.slots.representation import Orthogonal
+
+    if projection is None:
+        if share is not None or ranks is not None:
+            raise InputError("--share and --ranks belong to a projection: name its file with --projection")
+        if not int8:
+            return contract
+        own = contract.representation
+        return contract.swap(
+            representation=own.model_copy(update={"int8": True}) if isinstance(own, Orthogonal) else "int8"
+        )
+    stored = {
+        "kind": "orthogonal",
+        "file": projection,
+        "share": share or 0.5,
+        "ranks": ranks or "uniform",
+        "int8": int8,
+    }
+    return resolve(contract.swap(representation=stored))
 
 
 def read_document(document: str | None, question: str | None) -> str:

@@ -34,7 +34,7 @@ def projections(
     ] = None,
     start: Annotated[str | None, typer.Option(help="pca, query, planes, dct or random; default: the recipe's.")] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of everything that training draws; default: the recipe's.")
+        int | None, typer.Option(min=0, max=2**31 - 1, help="Of everything that training draws; default: the recipe's.")
     ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,

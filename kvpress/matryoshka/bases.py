@@ -74,6 +74,14 @@ class Ranks:
         )
 
     @classmethod
+    def is_uniform(cls, shapes: Sequence[tuple[int, int, int]], share: float) -> bool:
+        """Whether `uniform` has ranks for this share."""
+        try:
+            return bool(cls.uniform(shapes, share))
+        except InputError:
+            return False
+
+    @classmethod
     def full(cls, shapes: Sequence[tuple[int, int, int]]) -> Ranks:
         """All dimensions."""
         return cls.uniform(shapes, 1.0)

@@ -26,17 +26,37 @@ from kvpress.slots.base import describe
 HEADER = "kvpress_projection"
 #: of the file, and of its JSON: bases of a model of 128 layers with 64 heads of 256 dimensions take 4 GB
 MAX_FILE_BYTES, MAX_HEADER_BYTES = 8 << 30, 8 << 20
+#: numbers of the weights that tell models apart
+SAMPLE = 256
 #: how far the matrices may be from orthogonal
 MAX_ERROR = 1e-5
 
 
 class ModelId(BaseModel):
-    """Which model the bases were made for. fingerprint: `model_fingerprint`; name: for people."""
+    """Which model the bases were made for. fingerprint: of names and shapes of its weights; sample: some of their numbers; name: for people."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     fingerprint: str
+    sample: tuple[float, ...] = Field(max_length=SAMPLE)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, name: str) -> ModelId:
+        """The identity of a model."""
+        weights = sorted(model.named_parameters(), key=lambda pair: pair[0])
+        shapes = "".join(f"{key} {tuple(weight.shape)}\n" for key, weight in weights)
+        step = max(1, len(weights) // (SAMPLE // 4))
+        drawn = [weight.detach().flatten()[:4].float().cpu() for _, weight in weights[::step]]
+        numbers = torch.cat(drawn)[:SAMPLE].tolist()
+        return cls(name=name, fingerprint=hashlib.sha256(shapes.encode()).hexdigest(), sample=tuple(numbers))
+
+    def is_of(self, other: ModelId) -> bool:
+        """Whether both are one model, in whatever dtype each was loaded."""
+        if self.fingerprint != other.fingerprint or len(self.sample) != len(other.sample):
+            return False
+        pairs = zip(self.sample, other.sample, strict=True)
+        return all(abs(a - b) <= 0.01 * max(abs(a), abs(b)) + 1e-6 for a, b in pairs)
 
 
 class RankTable(BaseModel):
@@ -94,7 +114,7 @@ class Projection(BaseModel):
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """sha256 over names, shapes and the first numbers of all weights, in bfloat16: the same in whatever dtype a model is loaded."""
+    """sha256 over names, shapes and the first numbers of all weights as they are loaded, in bfloat16."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters(), key=lambda pair: pair[0]):
         first = weight.detach().flatten()[:64].float().cpu().to(torch.bfloat16).view(torch.int16)
@@ -129,7 +149,7 @@ def load_projection(path: Path | str) -> Projection:
         raise InputError(f"no such projection: '{path}'")
     try:
         if path.stat().st_size > MAX_FILE_BYTES or _header_bytes(path) > MAX_HEADER_BYTES:
-            raise InputError(f"'{path}' is larger than a projection can be: it is not read")
+            raise InputError(f"'{path}' is no projection, or larger than one can be: it is not read")
         with safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get(HEADER)
             if text is None:
@@ -156,7 +176,7 @@ def check_fits(
         raise InputError(
             f"projection '{source}' was made for '{name}', whose layers or heads are not those of this model: train one for it"
         )
-    if projection.header.model.fingerprint != model_fingerprint(model):
+    if not projection.header.model.is_of(ModelId.of(model, "")):
         raise InputError(
             f"projection '{source}' was made for '{name}', and this model has other weights: train one for it"
         )
@@ -180,11 +200,17 @@ def _checked(path: Path, header: Header, tensors: dict[str, Tensor]) -> Bases:
         mean.shape != values.shape[:2] for mean, values in zip(bases.means, bases.values, strict=True)
     ):
         raise InputError(f"'{path}' holds means of another shape than its values: train it again")
+    if bases.means is not None and not all(bool(torch.isfinite(mean).all()) for mean in bases.means):
+        raise InputError(f"'{path}' holds means that are no finite numbers: train it again")
     error = bases.orthogonality_error()
     if not error <= MAX_ERROR:  # also where it is no number
         raise InputError(f"'{path}' holds matrices that are not orthogonal (error {error:.1e}): train it again")
     for table in header.tables:
         table.ranks.check(bases.shapes)
+        if table.ranks.share(bases.shapes) > table.share + 1e-6:
+            raise InputError(
+                f"'{path}' holds ranks that take more than their share of {table.share:g}: search them again"
+            )
     return bases
 
 

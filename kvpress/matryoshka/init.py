@@ -12,17 +12,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from kvpress.errors import InputError, unknown
 from kvpress.matryoshka.bases import Bases
-from kvpress.matryoshka.statistics import LayerMoments
+from kvpress.matryoshka.statistics import LayerMoments, Moments
 
 
-def initial_bases(kind: str, layers: Sequence[int], moments: Sequence[LayerMoments], seed: int = 0) -> Bases:
-    """Bases of a kind for layers with these moments, in float32 on the CPU, with the value means.
+def initial_bases(
+    kind: str, layers: Sequence[int], moments: Sequence[LayerMoments], seed: int = 0, means: bool = True
+) -> Bases:
+    """Bases of a kind for layers with these moments, in float32 on the CPU.
+
+    means: with the value means. Without them a mean is one more direction of the values, so second moments take the covariance's place.
 
     Raises:
         InputError: an unknown kind, or moments that are no numbers.
@@ -33,13 +38,22 @@ def initial_bases(kind: str, layers: Sequence[int], moments: Sequence[LayerMomen
         if not all(bool(torch.isfinite(m.second).all()) for m in (one.keys, one.values, one.queries, one.outputs)):
             raise InputError(f"layer {index} gave numbers that are not finite: check the model's weights and dtype")
     generator = torch.Generator().manual_seed(seed)
-    pairs = [KINDS[kind](one, generator) for one in moments]
+    pairs = [KINDS[kind](one if means else _with_mean(one), generator) for one in moments]
     return Bases(
         tuple(layers),
         tuple(_plain(keys) for keys, _ in pairs),
         tuple(_plain(values) for _, values in pairs),
-        tuple(_plain(one.values.mean) for one in moments),
+        tuple(_plain(one.values.mean) for one in moments) if means else None,
     )
+
+
+def _with_mean(moments: LayerMoments) -> LayerMoments:
+    """The moments with those of values and outputs taken about zero."""
+
+    def about_zero(one: Moments) -> Moments:
+        return Moments(one.n, torch.zeros_like(one.first), one.second)
+
+    return replace(moments, values=about_zero(moments.values), outputs=about_zero(moments.outputs))
 
 
 def pca(moments: LayerMoments, generator: torch.Generator) -> tuple[Tensor, Tensor]:

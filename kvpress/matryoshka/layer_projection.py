@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -67,6 +67,7 @@ class LayerProjection:
     buckets: tuple[Bucket, ...]
     n_heads: int
     dims: tuple[int, int]
+    _moved: dict[torch.device, LayerProjection] = field(default_factory=dict, repr=False)
 
     @property
     def has_means(self) -> bool:
@@ -114,7 +115,9 @@ class LayerProjection:
         """The projection on a device: layers of one model may live on several."""
         if self.buckets[0].keys.device == device:
             return self
-        return LayerProjection(tuple(bucket.to(device) for bucket in self.buckets), self.n_heads, self.dims)
+        if device not in self._moved:  # every cache of a model asks for the same
+            self._moved[device] = LayerProjection(tuple(b.to(device) for b in self.buckets), self.n_heads, self.dims)
+        return self._moved[device]
 
     def bucket_of(self, head: int) -> tuple[Bucket, int]:
         """The bucket that holds a KV head, and the head's place in it."""

@@ -22,7 +22,7 @@ from kvpress.matryoshka.checkpoint import (
     model_fingerprint,
     save_projection,
 )
-from kvpress.matryoshka.entries import Watch
+from kvpress.matryoshka.entries import Entries, Watch
 from kvpress.matryoshka.init import initial_bases
 from kvpress.matryoshka.judge import Judged, judge
 from kvpress.matryoshka.passing import compressed_shapes
@@ -35,7 +35,7 @@ from kvpress.matryoshka.search_sensitivity import measure_sensitivity
 from kvpress.matryoshka.statistics import collect, load_moments, save_moments
 from kvpress.matryoshka.text import Text
 from kvpress.matryoshka.train import Trainer
-from kvpress.matryoshka.training_state import Point
+from kvpress.matryoshka.training_state import Point, TrainingFolder
 
 
 class Starts:
@@ -70,8 +70,8 @@ class Starts:
         Raises:
             InputError: the kind is unknown.
         """
-        bases = initial_bases(kind or self.recipe.start.kind, self.layers, self.moments, self.recipe.start.seed)
-        return bases if self.recipe.means else Bases(bases.layers, bases.keys, bases.values)
+        start = self.recipe.start
+        return initial_bases(kind or start.kind, self.layers, self.moments, start.seed, self.recipe.means)
 
 
 def train_projection(
@@ -94,23 +94,36 @@ def train_projection(
     # everything that can be wrong with the recipe is told before the long work begins
     text = Text(recipe.text, "train", tokenizer, training.window, max(1, training.steps * training.windows))
     judged = Text(recipe.text, "judge", tokenizer, training.window, training.judge_windows)
-    Schedule(compressed_shapes(model)[1], training.shares)
-    identity = ModelId(name=name, fingerprint=model_fingerprint(model))
+    shapes = compressed_shapes(model)[1]
+    Schedule(shapes, training.shares)
+    Ranks.uniform(shapes, training.judge_share)
+    identity = ModelId.of(model, name)
     made = {
-        "model": identity.fingerprint,
+        "model": model_fingerprint(model),
         "recipe": recipe.model_copy(update={"training": training}).model_dump(
             mode="json", exclude={"search", "judging"}
         ),
         "text": text.digest,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
+    place = TrainingFolder(folder, made)  # another training is refused before anything of it is replaced
     starts = Starts(model, tokenizer, recipe, folder, watch_reading)
     trainer = Trainer(model, starts.bases(), training, text, judged, folder, made, watch)
     bases = trainer.run()
     header = Header(model=identity, layers=bases.layers, history=({"step": "train", **made},))
     projection = Projection(header=header, bases=bases)
-    save_projection(trainer.folder.projection, projection)
+    known = load_projection(place.projection) if place.projection.exists() else None
+    if known is not None and _same(known.bases, bases):
+        return known, starts  # with the ranks that were searched for it
+    save_projection(place.projection, projection)
     return projection, starts
+
+
+def _same(one: Bases, other: Bases) -> bool:
+    pairs = zip(
+        (*one.keys, *one.values, *(one.means or ())), (*other.keys, *other.values, *(other.means or ())), strict=False
+    )
+    return (one.means is None) == (other.means is None) and all(torch.equal(a, b) for a, b in pairs)
 
 
 def search_ranks(
@@ -130,6 +143,8 @@ def search_ranks(
     projection = load_projection(path)
     layers, shapes = compressed_shapes(model)
     check_fits(projection, model, layers, shapes, str(path))
+    for share in search.shares:
+        Entries.of(shapes, search.step).budget(share)
     text = Text(recipe.text, "ranks", tokenizer, search.window, search.windows)
     bases = projection.bases.to(model.device, model.dtype)
     with RankScore(model, bases, text.ids) as score:
@@ -187,8 +202,9 @@ def judged_table(
     for name, bases in arms.items():
         moved = bases.to(model.device, model.dtype)
         for share in judging.shares:
-            keys.append((name, share))
-            settings.append((moved, Ranks.uniform(bases.shapes, share)))
+            if Ranks.is_uniform(bases.shapes, share):
+                keys.append((name, share))
+                settings.append((moved, Ranks.uniform(bases.shapes, share)))
     if searched is not None:
         moved = searched.bases.to(model.device, model.dtype)
         for table in searched.header.tables:

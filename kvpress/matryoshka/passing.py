@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvpress.attach import HANDLE, UserAttention, attach, detach
+from kvpress.errors import UnsupportedModelError
 from kvpress.evidence import LayerSpec
 from kvpress.support import cache_layers
 from kvpress_kernels.dispatch import BackendName
@@ -98,6 +99,10 @@ def compressed_shapes(model: PreTrainedModel) -> tuple[tuple[int, ...], list[tup
 
     shapes: dict[int, tuple[int, int, int]] = {}
     _, compressed = cache_layers(model)
+    if not compressed:
+        raise UnsupportedModelError(
+            f"every attention layer of {type(model).__name__} slides over a window, so there is nothing to project"
+        )
 
     def look(place: int, q: Tensor, k: Tensor, v: Tensor, own: Any, spec: LayerSpec) -> Tensor:
         shapes[place] = (k.shape[1], k.shape[-1], v.shape[-1])

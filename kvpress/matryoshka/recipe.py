@@ -26,7 +26,7 @@ class Start(_Fields):
     kind: str = "query"
     windows: int = Field(default=32, ge=1)
     window: int = Field(default=2048, ge=2)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
     @field_validator("kind")
     @classmethod
@@ -47,7 +47,7 @@ class Search(_Fields):
     step: int | None = Field(default=None, ge=8)
     generations: int = Field(default=20, ge=1)
     children: int = Field(default=16, ge=2)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
 
 class Judging(_Fields):

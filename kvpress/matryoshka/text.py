@@ -32,7 +32,7 @@ class _Source(BaseModel):
 
 
 class Folder(_Source):
-    """Text files below a folder. pattern: which ones, as in `Path.glob`; drop: a document that contains one of these is left out."""
+    """Text files below a folder. pattern: which ones, as in `Path.glob`."""
 
     folder: str
     pattern: str = "**/*.txt"
@@ -41,12 +41,17 @@ class Folder(_Source):
         root = Path(self.folder).expanduser()
         if not root.is_dir():
             raise InputError(f"calibration text: there is no folder '{self.folder}'")
-        paths = sorted(path for path in root.glob(self.pattern) if path.is_file())
-        if not paths:
-            raise InputError(f"calibration text: '{self.folder}' holds no file that matches '{self.pattern}'")
-        for path in paths:
-            if path.stat().st_size <= MAX_DOCUMENT_BYTES:
-                yield path.read_text(encoding="utf-8", errors="replace")
+        try:
+            paths = sorted(path for path in root.glob(self.pattern) if path.is_file())
+            if not paths:
+                raise InputError(f"calibration text: '{self.folder}' holds no file that matches '{self.pattern}'")
+            for path in paths:
+                if path.stat().st_size <= MAX_DOCUMENT_BYTES:
+                    yield path.read_text(encoding="utf-8", errors="replace")
+        except (OSError, NotImplementedError, ValueError) as error:
+            raise InputError(
+                f"calibration text: '{self.folder}' with pattern '{self.pattern}' cannot be read ({error})"
+            ) from None
 
 
 class Python(_Source):
@@ -101,7 +106,8 @@ class Text:
     """Windows of token ids out of the documents of one split.
 
     Every window begins with the tokenizer's BOS, where it uses one, and lies within one document. limit: windows that are enough; documents
-    are then taken in the order of their digests, and none gives more than a DOCUMENT_SHARE of the limit. digest: sha256 over the documents.
+    are then taken in the order of their digests, and none gives more than a DOCUMENT_SHARE of the limit while there
+    are others. digest: sha256 over the documents.
 
     Raises:
         InputError: a source cannot be read, or no document of the split is long enough for one window.
@@ -114,16 +120,20 @@ class Text:
         size = window - len(bos)
         documents = {_sha256(one): one for source in sources for one in source.documents() if split_of(one) == split}
         each = None if limit is None else -(-limit // DOCUMENT_SHARE)
-        found: list[list[int]] = []
+        found, more = list[list[int]](), list[list[int]]()
         digest = hashlib.sha256()
         for key, document in sorted(documents.items()):
             if limit is not None and len(found) >= limit:
                 break
             digest.update(key)
-            if each is not None:  # the rest would be read for nothing; a token has hardly ever more characters
-                document = document[: each * window * 16]
+            if limit is not None:  # the rest would be read for nothing; a token has hardly ever more characters
+                document = document[: limit * window * 16]
             ids = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
-            found += [bos + ids[at : at + size] for at in range(0, len(ids) - size + 1, size)][:each]
+            made = [bos + ids[at : at + size] for at in range(0, len(ids) - size + 1, size)]
+            found += made[:each]
+            more += made[each:] if each is not None else []
+        if limit is not None:  # few documents give more each
+            found += more[: max(0, limit - len(found))]
         if not found:
             raise InputError(
                 f"calibration text: no document of split '{split}' has {window:,} tokens: give longer texts, or a smaller window"

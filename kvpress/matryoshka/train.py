@@ -52,7 +52,7 @@ class TrainSettings(BaseModel):
     ce_weight: float = Field(default=0.75, ge=0)
     shares: tuple[float, ...] = EIGHTHS
     train_means: bool = True
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     judge_every: int = Field(default=50, ge=1)
     judge_windows: int = Field(default=4, ge=1)
     judge_share: float = Field(default=0.5, gt=0, le=1)
@@ -162,9 +162,11 @@ class Trainer:
         self.folder.save(self.step, self.bases, self.optimiser)
 
     def _stop(self, step: int) -> NoReturn:
+        saved = self.folder.saved
+        left = "nothing is saved" if saved is None else f"the state of step {saved} in '{self.folder.path}' is good"
         raise KvpressError(
-            f"training stopped at step {step}: the loss is no finite number; the state of step {self.folder.saved} in "
-            f"'{self.folder.path}' is good: start again with a smaller learning rate, or in float32"
+            f"training stopped at step {step}: the loss is no finite number; {left}: start again in another folder with a smaller learning "
+            f"rate, or in float32"
         )
 
     def _point(self, seconds: float, loss: float) -> Point:

@@ -40,10 +40,11 @@ class Point(BaseModel):
 
 
 class TrainingFolder:
-    """`saved`: the step of the state on disk."""
+    """`saved`: the step of the state on disk, None before there is one."""
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
-        self.path, self.saved = path, 0
+        self.path = path
+        self.saved: int | None = None
         known = path / "training.json"
         text = json.dumps(identity, indent=1, sort_keys=True)
         if not known.exists():
@@ -78,6 +79,11 @@ class TrainingFolder:
                 step = int(file.metadata()[STEP])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             with torch.no_grad():
+                for (
+                    name,
+                    start,
+                ) in bases.named_buffers():  # free numbers are relative to the start that they were trained from
+                    start.copy_(tensors[name])
                 for name, parameter in bases.named_parameters():
                     parameter.copy_(tensors[name])
                     if parameter.requires_grad:
@@ -86,7 +92,7 @@ class TrainingFolder:
                             "exp_avg": tensors[f"{name}/first"].to(parameter),
                             "exp_avg_sq": tensors[f"{name}/second"].to(parameter),
                         }
-        except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise InputError(f"'{path}' is damaged ({str(error).splitlines()[0]}): delete it to begin again") from None
         scheduler.last_epoch = step
         for group, base, rate in zip(optimiser.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
@@ -98,7 +104,7 @@ class TrainingFolder:
 
     def save(self, step: int, bases: TrainableBases, optimiser: torch.optim.Optimizer) -> None:
         """Replace the state."""
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {name: start.cpu().contiguous() for name, start in bases.named_buffers()}
         for name, parameter in bases.named_parameters():
             tensors[name] = parameter.detach().cpu().contiguous()
             if parameter.requires_grad:

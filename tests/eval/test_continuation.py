@@ -55,7 +55,7 @@ def test_a_measurement_that_was_stopped_goes_on(tmp_path):
     resumed = measure(tmp_path / "two.jsonl")
     assert sorted(map(repr, resumed)) == sorted(map(repr, whole))
     assert sorted((tmp_path / "two.jsonl").read_text().splitlines()) == sorted(line.strip() for line in lines)
-    with pytest.raises(InputError, match="another text or of other arms"):
+    with pytest.raises(InputError, match="another text, model or of other arms"):
         measure(tmp_path / "two.jsonl", text="u")
 
 
@@ -99,3 +99,9 @@ def test_the_command(kvpress, model_folder, tmp_path):
     assert_one_sentence(
         kvpress(*ask[:3], "-o", tmp_path / "out.jsonl", "--windows", 4, "--window", 200), "another text"
     )
+    with torch.no_grad():
+        other = tiny_llama()
+        other.lm_head.weight.mul_(2)
+    other.save_pretrained(tmp_path / "other")
+    byte_tokenizer().save_pretrained(tmp_path / "other")
+    assert_one_sentence(kvpress(*ask, "--model", tmp_path / "other"), "another text, model")

@@ -8,7 +8,7 @@ from tiny_models import prompts, tiny
 
 import kvpress
 from kvpress.matryoshka.bases import Ranks
-from kvpress.matryoshka.checkpoint import Header, ModelId, Projection, RankTable, model_fingerprint, save_projection
+from kvpress.matryoshka.checkpoint import Header, ModelId, Projection, RankTable, save_projection
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
 TRITON = kvpress.BackendRequest("triton", page_size=16)
@@ -89,9 +89,10 @@ def test_projections(tmp_path, ranks):
     """One launch for heads of all ranks, against a torch store for each rank."""
     model = small_model(torch.float32)
     table = Ranks(((8, 32), (24, 24)), ((16, 8), (32, 24)))
-    share = table.share([(2, 32, 32)] * 2) if ranks == "searched" else 0.5
-    tables = (RankTable(share=share, method="by hand", keys=table.keys, values=table.values),)
-    identity = ModelId(name="small", fingerprint=model_fingerprint(model))
+    searched = table.share([(2, 32, 32)] * 2)
+    share = searched if ranks == "searched" else 0.5
+    tables = (RankTable(share=searched, method="by hand", keys=table.keys, values=table.values),)
+    identity = ModelId.of(model, "small")
     header = Header(model=identity, layers=(0, 1), tables=tables)
     save_projection(tmp_path / "p.safetensors", Projection(header=header, bases=bases_of(model)))
     stored = {"kind": "orthogonal", "file": str(tmp_path / "p.safetensors"), "share": share, "ranks": ranks}

@@ -207,6 +207,21 @@ def test_planes_commute_with_the_rotation():
         torch.testing.assert_close(projector @ rotation, rotation @ projector)
 
 
+def test_without_means_the_mean_is_a_direction_of_the_values():
+    model = small_model()
+    layers, _ = compressed_shapes(model)
+    moments = collect(model, some_windows(4, 30).split(2))
+    for layer in moments:  # values far from zero, which hardly vary
+        layer.values.first[:] = 100.0 * layer.values.n / HEAD_DIM**0.5
+        layer.values.second[:] = layer.values.second + 100.0**2 * layer.values.n / HEAD_DIM
+    direction = torch.full((HEAD_DIM,), HEAD_DIM**-0.5)
+    found = initial_bases("pca", layers, moments, means=False)
+    assert found.means is None
+    for basis in found.values:
+        assert ((basis[..., 0] @ direction).abs() > 0.99).all()
+    assert initial_bases("pca", layers, moments).means is not None
+
+
 def test_wrong_starts():
     model = small_model()
     layers, _ = compressed_shapes(model)

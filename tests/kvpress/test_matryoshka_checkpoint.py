@@ -28,7 +28,7 @@ RANKS = Ranks(((8, 32), (24, 16)), ((16, 8), (32, 24)))
 def projection(model=None):
     model = model or small_model(torch.float32)
     table = RankTable(share=0.625, method="greedy", keys=RANKS.keys, values=RANKS.values)
-    name = ModelId(name="small", fingerprint=model_fingerprint(model))
+    name = ModelId.of(model, "small")
     header = Header(model=name, layers=(0, 1), tables=(table,), history=({"start": "pca"},))
     return Projection(header=header, bases=bases_of(model))
 
@@ -60,6 +60,7 @@ def test_a_projection_fits_its_model_in_any_dtype():
     model = small_model(torch.float32)
     fits(projection(model), model)
     fits(projection(model), small_model(torch.bfloat16))
+    fits(projection(model), small_model(torch.float16))
 
 
 def test_a_projection_of_another_model_is_refused():
@@ -68,7 +69,7 @@ def test_a_projection_of_another_model_is_refused():
     other = small_model(torch.float32, rope_theta=5e5)
     assert model_fingerprint(other) == model_fingerprint(small_model(torch.float32))  # same weights, same seed
     with torch.no_grad():
-        next(other.parameters()).view(-1)[3] += 0.5
+        dict(other.named_parameters())["lm_head.weight"].view(-1)[3] += 0.5
     try:
         with pytest.raises(InputError, match="was made for 'small', and this model has other weights"):
             fits(projection(), other)
@@ -101,6 +102,9 @@ def written(tmp_path, tensors=None, header=None, metadata=None):
         ({"header": {"colour": "red"}}, "wrong header: unknown field 'colour'"),
         ({"header": {"tables": [{"share": 0.5, "method": "x", "keys": [[8, 12]] * 2, "values": [[8, 8]] * 2}]}},
          "rank 12 of the keys in layer 0"),
+        ({"header": {"tables": [{"share": 0.25, "method": "x", "keys": [[32, 32]] * 2, "values": [[8, 8]] * 2}]}},
+         "ranks that take more than their share of 0.25"),
+        ({"tensors": {"means.1": torch.full((2, 32), torch.nan)}}, "means that are no finite numbers"),
         ({"metadata": {}}, "is no projection: make one with `kvpress train projections`"),
         ({"metadata": {HEADER: "{"}}, "wrong header"),
     ],
@@ -114,7 +118,7 @@ def test_wrong_files(tmp_path, change, sentence):
 def test_a_truncated_file(tmp_path, length):
     path = written(tmp_path)
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(InputError, match=r"is damaged|is larger than"):
+    with pytest.raises(InputError, match=r"is damaged|is no projection"):
         load_projection(path)
 
 
@@ -129,5 +133,5 @@ def test_no_file_and_no_place(tmp_path):
 def test_a_header_that_claims_gigabytes_is_not_read(tmp_path):
     path = tmp_path / "p.safetensors"
     path.write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
-    with pytest.raises(InputError, match="larger than a projection can be"):
+    with pytest.raises(InputError, match="is no projection, or larger than one can be"):
         load_projection(path)

@@ -34,9 +34,9 @@ class Windows:
         return self.ids[:n]
 
 
-def trainer(folder, settings=SETTINGS, model=None, identity=None, watch=lambda point: None):
+def trainer(folder, settings=SETTINGS, model=None, identity=None, watch=lambda point: None, start="random"):
     model = model or small_model(torch.float32)
-    start = bases_of(model, "random")
+    start = bases_of(model, start)
     text, judged = Windows(some_windows(5, 24)), Windows(some_windows(2, 24, seed=1))
     return Trainer(model, start, settings, text, judged, folder, identity or {"model": "small"}, watch)
 
@@ -113,11 +113,21 @@ def test_training_stops_at_nan_and_keeps_the_last_good_state(tmp_path):
             training.bases.keys[0].data[0, 5, 2] = torch.nan
 
     training.watch = poison
-    with pytest.raises(KvpressError, match=r"training stopped at step 4: .* the state of step 2 in .* is good"):
+    with pytest.raises(
+        KvpressError,
+        match=r"training stopped at step 4: .* the state of step 2 in .* is good: start again in another folder",
+    ):
         training.run()
     again = trainer(tmp_path)
     assert again.step == 2
     assert again.trained().orthogonality_error() < 1e-6
+
+
+def test_a_training_goes_on_from_the_start_that_it_had(tmp_path):
+    """Free numbers are relative to the start; another start must not slip in under them."""
+    found = trainer(tmp_path, SETTINGS.model_copy(update={"steps": 2})).run()
+    again = trainer(tmp_path, SETTINGS.model_copy(update={"steps": 2}), start="pca").run()
+    assert all(torch.equal(a, b) for a, b in zip(found.keys, again.keys, strict=True))
 
 
 def test_means_can_stay(tmp_path):

@@ -89,6 +89,34 @@ def test_from_a_recipe_to_an_answer(kvpress, folder):
         sizes[name] = json.loads(out)["runs"][0]["cache_bytes"]
     assert sizes["plain"] > sizes["half"] > sizes["int8"] > sizes["both"]
     assert sizes["searched"] <= sizes["half"]
+    # eight bits go on top of a contract's own projection
+    (folder / "half.yaml").write_text(yaml.safe_dump({"representation": {"kind": "orthogonal", "file": str(path)}}))
+    code, out, err = kvpress(*ask, "-c", folder / "half.yaml", "--int8")
+    assert code == 0, err
+    assert json.loads(out)["runs"][0]["cache_bytes"] < sizes["int8"]
+    assert_one_sentence(kvpress(*ask, "--share", 0.25), "--share and --ranks belong to a projection")
+    # without a budget nothing is evicted
+    code, out, err = kvpress(
+        "generate",
+        "-m",
+        folder / "model",
+        "-d",
+        document,
+        "--json",
+        "--max-new-tokens",
+        3,
+        "-p",
+        path,
+        "--dtype",
+        "float16",
+    )
+    assert code == 0, err
+    assert json.loads(out)["contract"] == "full"
+
+    # a finished training that is asked for again keeps the ranks that were searched for it
+    code, out, err = kvpress(*train, "-o", folder / "one", "--json")
+    assert code == 0, err
+    assert load_projection(path).header.tables == tables
 
 
 def test_a_training_goes_on(kvpress, folder):

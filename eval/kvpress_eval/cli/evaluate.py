@@ -60,6 +60,7 @@ def text(
     """Perplexity and divergence of a text that goes on from a compressed context, under the contracts of a sweep."""
     quiet_transformers()
     from kvpress.loading import load
+    from kvpress.matryoshka.checkpoint import model_fingerprint
     from kvpress.matryoshka.recipe import load_recipe
     from kvpress.matryoshka.text import Text
     from kvpress_eval.continuation import check_arms, measure_windows, summary
@@ -71,7 +72,8 @@ def text(
     with err.status(f"loading {chosen.model}"):
         loaded, tokenizer = load(chosen.model, dtype=chosen.dtype, device=device)
     drawn = Text(source.text, "judge", tokenizer, window, windows).ids
-    digest = hashlib.sha256(drawn.numpy().tobytes() + str(rest).encode()).hexdigest()[:16]
+    what = f"{model_fingerprint(loaded)} {loaded.dtype} {rest}"
+    digest = hashlib.sha256(drawn.numpy().tobytes() + what.encode()).hexdigest()[:16]
     with err.status("reading") as status:
 
         def watch(done: int, total: int) -> None:
@@ -81,10 +83,22 @@ def text(
     rows = summary(records)
     if json_:
         print_json(
-            {"model": chosen.model, "recipe": recipe, "text": digest, "window": window, "rest": rest, "rows": rows}
+            {
+                "model": chosen.model,
+                "recipe": recipe,
+                "text": digest,
+                "window": window,
+                "rest": rest,
+                "windows": len(drawn),
+                "rows": rows,
+            }
         )
         return
-    table = Table(box=None, pad_edge=False)
+    table = Table(
+        box=None,
+        pad_edge=False,
+        title=f"{len(drawn)} windows of {window:,} tokens, the last {rest} read from the compressed context",
+    )
     for name in ("arm", "share of bytes", "perplexity", "KL to full", "95 %", "loss change", "95 %"):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for row in rows:
