@@ -34,15 +34,19 @@ def judge(
 
     windows: [m, n] ids. The bases must be in the model's dtype and on its device.
     """
-    with torch.no_grad(), attached_student(model) as read:
-        for ids in windows.split(rows):
-            ids = ids.to(model.device)
-            teacher = model(input_ids=ids, use_cache=False).logits
-            found = []
-            for bases, ranks in settings:
-                measured = distance(teacher, read(ids, bases, ranks), ids)
-                found.append(Judged(measured.kl.mean(1).cpu(), measured.cross_entropy.mean(1).cpu()))
-            yield found
+    for ids in windows.split(rows):  # nothing stays switched off or attached between two windows
+        yield _judge(model, ids.to(model.device), settings)
+
+
+@torch.no_grad()
+def _judge(model: PreTrainedModel, ids: Tensor, settings: Sequence[tuple[Bases, Ranks]]) -> list[Judged]:
+    found = []
+    with attached_student(model) as read:
+        teacher = model(input_ids=ids, use_cache=False).logits
+        for bases, ranks in settings:
+            measured = distance(teacher, read(ids, bases, ranks), ids)
+            found.append(Judged(measured.kl.mean(1).cpu(), measured.cross_entropy.mean(1).cpu()))
+    return found
 
 
 def judge_all(

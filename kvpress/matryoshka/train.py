@@ -131,7 +131,7 @@ class Trainer:
     def _step(self, windows: list[Tensor]) -> float:
         """One step of the optimiser; returns the mean loss."""
         settings, total = self.settings, 0.0
-        with attached_student(self.model) as read:
+        with torch.enable_grad(), attached_student(self.model) as read:  # whatever the caller's mode is
             for index, window in enumerate(windows):
                 ids = window[None].to(self.model.device)
                 with torch.no_grad():

@@ -91,18 +91,18 @@ def test_two_models_and_two_contracts_side_by_side():
     assert first.config._attn_implementation == "sdpa"
 
 
+@torch.no_grad()  # around both generators: inside them it would be switched off in one order and on in another
 def test_two_contracts_on_one_model_token_by_token():
     """Two caches of one model, their steps interleaved, give what each gives alone."""
     model = tiny("llama")
     ids, _ = prompts(1, 60)
 
     def steps(cache):
-        with torch.no_grad():
-            out = model(input_ids=ids, past_key_values=cache).logits[:, -1]
+        out = model(input_ids=ids, past_key_values=cache).logits[:, -1]
+        yield out
+        for _ in range(4):
+            out = model(input_ids=out.argmax(-1, keepdim=True), past_key_values=cache).logits[:, -1]
             yield out
-            for _ in range(4):
-                out = model(input_ids=out.argmax(-1, keepdim=True), past_key_values=cache).logits[:, -1]
-                yield out
 
     def alone(contract):
         with kvpress.CompressedCache(model, contract, budget=0.7) as cache:
