@@ -65,9 +65,9 @@ def projections(
             bar(point.step, chosen.training.steps, kl)
 
         projection, starts = train_projection(loaded, tokenizer, chosen, Path(model).name, output, watch, reading)
-    draw_curve(
-        points(output / "curve.jsonl"), output / "curve.svg", f"{Path(model).name}: {chosen.start.kind}, trained"
-    )
+    title = f"{Path(model).name}: {chosen.start.kind}, trained"
+    if not draw_curve(points(output / "curve.jsonl"), output / "curve.svg", title):
+        err.print("no curve.svg: it needs matplotlib (pip install matplotlib)", highlight=False)
     arms = {kind: starts.bases(kind) for kind in dict.fromkeys(("random", "pca", chosen.start.kind))}
     arms["trained"] = projection.bases
     with _Bar("judging") as bar:

@@ -76,7 +76,7 @@ class Hub(_Source):
 
     def documents(self) -> Iterator[str]:
         try:
-            from datasets import load_dataset  # type: ignore[import-not-found]
+            from datasets import load_dataset
         except ImportError:
             raise InputError("a data set of the hub needs the package datasets: pip install datasets") from None
         try:
