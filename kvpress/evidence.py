@@ -99,11 +99,18 @@ class _Table:
     slots: Tensor | None
 
 
+#: (features, queries) -> statistics [H, G, U] under at least the names that the caller asks for
+SharedReader = Callable[["UnitFeatures", Queries], dict[str, Tensor]]
+
+
 class UnitFeatures:
     """The stored tokens of one sequence in one layer, cut into units of `block_size` positions."""
 
-    def __init__(self, spec: LayerSpec, groups: Sequence[HeadGroup], block_size: int) -> None:
-        self.spec, self.groups, self.block_size = spec, groups, block_size
+    def __init__(
+        self, spec: LayerSpec, groups: Sequence[HeadGroup], block_size: int, shared: SharedReader | None = None
+    ) -> None:
+        """shared: gives the statistics of queries where several caches ask for them over the same tokens."""
+        self.spec, self.groups, self.block_size, self._shared = spec, groups, block_size, shared
         self.layer = spec.index
         self._tables = [_cut(group.positions, block_size) for group in groups]
         self.n_units = max(table.starts.numel() for table in self._tables)
@@ -138,7 +145,16 @@ class UnitFeatures:
     def statistics(
         self, queries: Queries, names: Collection[str], reducer: str, in_output_space: bool = False
     ) -> dict[str, Tensor]:
-        """Statistics [H, G, U] of `window_scores`, zero where no unit is."""
+        """Statistics [H, G, U] of `window_scores`, zero where no unit is; the caller may change them."""
+        if self._shared is not None:
+            found = self._shared(self, queries)
+            return {name: found[name].clone() for name in names}
+        return self.read_statistics(queries, names, reducer, in_output_space)
+
+    def read_statistics(
+        self, queries: Queries, names: Collection[str], reducer: str, in_output_space: bool
+    ) -> dict[str, Tensor]:
+        """`statistics` by a pass over the keys, whoever else may ask for them."""
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
         first = 0
         for group, table in self._pairs():

@@ -96,8 +96,8 @@ def evidence_statistics(contract: Contract, problem: Problem) -> dict[str, Tenso
         wanted = [*names, EXPOSURE] if access.debias else names
         found = {name: torch.zeros(shape, device=features.starts.device) for name in wanted}
     else:
-        reducer = "max" if access.query_reducer == "max" else "sum"
-        found = features.statistics(problem.queries, names, reducer, contract.ranking.space == "output")
+        in_output_space = contract.ranking.space == "output"
+        found = features.statistics(problem.queries, names, access.fresh_reducer, in_output_space)
         if access.debias:
             found[EXPOSURE] = exposure_counts(features, problem.queries).contiguous()
     if problem.carried is not None:

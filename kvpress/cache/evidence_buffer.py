@@ -44,9 +44,9 @@ class EvidenceBuffer:
         if not plan.evicts or not expected:
             return
         assert plan.prompt_length is not None
-        columns = torch.arange(first, first + query.shape[2])
         if in_prompt:  # a deferred decision reads a draft along with the prompt: its queries are no evidence
-            query, columns = query[:, :, columns < plan.prompt_length], columns[columns < plan.prompt_length]
+            query = query[:, :, : max(plan.prompt_length - first, 0)]
+        columns = torch.arange(first, first + query.shape[2])
         if query.shape[2] == 0:
             return
         # of a draft any token may turn out to be the newest one

@@ -6,8 +6,8 @@
     model(first.expand(3)[:, None], past_key_values=batch)    # one decode step of all three
 
 A contract changes nothing about how the prompt itself is read: its attention runs over all of it, and only then is the
-cache cut. So contracts can share that pass, each with its own evidence and its own decision. The prompt's keys and
-values exist once until the last arm has cut a layer.
+cache cut. So contracts can share that pass, each with its own decision; where the same queries are their evidence, its statistics are
+computed once (`shared_statistics.py`). The prompt's keys and values exist once until the last arm has cut a layer.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from kvpress.attach import HANDLE, UserAttention
 from kvpress.cache.cache import CompressedCache
 from kvpress.cache.layer import CompressedLayer
+from kvpress.cache.shared_statistics import SharedStatistics, share_statistics, stop_sharing
 from kvpress.cache.storage import own_storage
 from kvpress.contract import Contract
 from kvpress.errors import ContractError, KvpressError
@@ -62,7 +63,9 @@ class FanOut(Cache):
                 raise KvpressError("a fan-out begins with caches that have read nothing")
             arm.plan.pools = arms[0].plan.pools  # so that `join` can share pages
         self.arms = list(arms)
-        super().__init__(layers=[_FanOutLayer([arm.layers[i] for arm in arms]) for i in range(len(arms[0].layers))])
+        self._shared = share_statistics(self.arms)
+        n_layers = len(arms[0].layers)
+        super().__init__(layers=[_FanOutLayer([arm.layers[i] for arm in arms], self._shared) for i in range(n_layers)])
         self.prefill_seconds = 0.0
         self._started = (0.0, 0.0)
 
@@ -86,11 +89,15 @@ class FanOut(Cache):
             torch.cuda.synchronize(model.device)
         start, own = self._started
         self.prefill_seconds += time.perf_counter() - start - (self._spent_by_arms() - own)
+        first = self.arms[0]
+        if first.get_seq_length() >= (first.plan.prompt_length or 0):
+            stop_sharing(self.arms)
         for arm in self.arms:
             arm.probe_if_due(model)
 
     def _spent_by_arms(self) -> float:
-        return sum(arm.plan.clock.evidence + arm.plan.clock.eviction for arm in self.arms)
+        booked = sum(arm.plan.clock.evidence + arm.plan.clock.eviction for arm in self.arms)
+        return booked - sum(shared.repeated for shared in self._shared)
 
 
 class _FanOutLayer(CacheLayerMixin):
@@ -98,9 +105,9 @@ class _FanOutLayer(CacheLayerMixin):
 
     is_compileable = False
 
-    def __init__(self, layers: Sequence[Any]) -> None:
+    def __init__(self, layers: Sequence[Any], shared: Sequence[SharedStatistics]) -> None:
         super().__init__()
-        self.layers = list(layers)
+        self.layers, self.shared = list(layers), shared
         self.first = self.layers[0]
         self.is_sliding = self.first.is_sliding
         self.compressed = isinstance(self.first, CompressedLayer)
@@ -129,6 +136,8 @@ class _FanOutLayer(CacheLayerMixin):
             return computed[0]
 
         outputs: list[Tensor] = [layer.attend(query, mask, once, spec) for layer in self.layers]
+        for shared in self.shared:
+            shared.forget()
         return outputs[0]
 
     @property

@@ -13,6 +13,7 @@ import torch
 from kvpress.backend import Backend, BackendRequest
 from kvpress.cache.formats import LayerFormat
 from kvpress.cache.observer import Observer
+from kvpress.cache.shared_statistics import SharedStatistics
 from kvpress.contract import Contract
 from kvpress.errors import InputError
 from kvpress.slots.access import Aggregate
@@ -120,6 +121,7 @@ class Plan:
     backends: set[Backend] = field(default_factory=set)
     static_columns: Any = None  # [1] on the device while a decode step is captured
     observer: Observer | None = None
+    shared: SharedStatistics | None = None  # while a fan-out reads the prompt
     graphs: Any = None  # what became of the steps that should be replayed (kvpress/graphs.py)
     pools: dict[tuple[torch.device, PageLayout], PagePool] = field(default_factory=dict)
     formats: Sequence[LayerFormat] = ()

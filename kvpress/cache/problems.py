@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 def features(layer: CompressedLayer, row: int, limit: int) -> UnitFeatures:
     """The stored tokens of one row in columns before `limit`, as units."""
     assert layer.spec is not None
-    return UnitFeatures(layer.spec, layer.storage.groups(row, limit), layer.plan.contract.granularity.block_size)
+    plan = layer.plan
+    shared = None if plan.shared is None else plan.shared.reader(row, limit, plan.clock)
+    return UnitFeatures(layer.spec, layer.storage.groups(row, limit), plan.contract.granularity.block_size, shared)
 
 
 def problems(layer: CompressedLayer, limit: int) -> list[Problem]:

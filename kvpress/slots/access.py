@@ -65,6 +65,11 @@ class Aggregate(Access, kind="aggregate"):
             raise ValueError("'layer_weights' needs one weight for each of 'layers'")
         return self
 
+    @property
+    def fresh_reducer(self) -> Literal["sum", "max"]:
+        """How queries are reduced as they are read; a mean is a sum that is divided at the end."""
+        return "max" if self.query_reducer == "max" else "sum"
+
     def smooth(self, exposure: Tensor, eligible: Tensor) -> Tensor:
         """Pool over neighbouring units that are up for decision; the others stay as they are.
 

@@ -1,6 +1,7 @@
 """One prefill for several contracts: every arm keeps and says what it would alone, and a joint batch decodes them all."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny_models import CONFIGS, VOCABULARY, tiny
 import kvpress
 from kvpress.cache import CompressedCache, FanOut, join
 from kvpress.errors import ContractError, KvpressError
+from kvpress.evidence import UnitFeatures
 
 ARMS = (
     "full",
@@ -221,3 +223,59 @@ def test_an_arm_that_evicts_while_decoding_goes_on_alone():
     with kvpress.compress(model, late), torch.no_grad():
         out = model.generate(ids, max_new_tokens=N_NEW, do_sample=False)
     assert told[0].tolist() == out[0, ids.shape[1] :].tolist()
+
+
+SNAPKV_FAMILY = ("snapkv", "mii", "nolev", "vatp")  # one query law; rankings that read mass, or mass and output change
+
+
+@pytest.mark.parametrize("chunk", [None, 17])
+def test_arms_with_the_same_evidence_read_the_keys_once(monkeypatch, chunk):
+    model, ids = tiny("llama"), prompt()
+    asked = []
+    real = UnitFeatures.read_statistics
+    monkeypatch.setattr(
+        UnitFeatures,
+        "read_statistics",
+        lambda self, q, names, *a: asked.append(sorted(names)) or real(self, q, names, *a),
+    )
+    arms = caches(model, [*SNAPKV_FAMILY, "h2o", "h2o_debiased"])
+    shared(model, ids, arms, chunk)
+    n_layers, n_parts = model.config.num_hidden_layers, len(ids.split(chunk or 60, 1))
+    assert asked.count(["change@0", "change@1", "mass"]) == n_layers, "one window, for all rankings"
+    assert asked.count(["mass"]) == n_layers * n_parts, "h2o and h2o_debiased read the same sums, chunk by chunk"
+    assert len(asked) == n_layers * (1 + n_parts)
+
+
+def test_what_is_shared_is_booked_to_each_arm_and_to_the_prefill_never():
+    model, ids = tiny("llama"), prompt()
+    arms = caches(model, ["snapkv", "mii"])
+    fan = FanOut(arms)
+    (one,) = fan._shared
+    real = UnitFeatures.read_statistics
+
+    def slow(*args):
+        time.sleep(0.02)
+        return real(*args)
+
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UnitFeatures, "read_statistics", slow)
+        start = time.perf_counter()
+        model(ids, past_key_values=fan)
+        spent = time.perf_counter() - start
+    least = 0.02 * model.config.num_hidden_layers
+    assert all(arm.plan.clock.evidence >= least for arm in arms)
+    assert one.repeated >= least
+    booked = fan.prefill_seconds + sum(arm.plan.clock.evidence + arm.plan.clock.eviction for arm in arms)
+    assert booked - one.repeated <= spent
+    assert fan.prefill_seconds <= spent - least
+
+
+def test_nothing_is_shared_behind_the_prompt_or_kept_beside_it():
+    model, ids = tiny("llama"), prompt()
+    arms = caches(model, SNAPKV_FAMILY)
+    fan = FanOut(arms)
+    assert all(arm.plan.shared is fan._shared[0] for arm in arms)
+    with torch.no_grad():
+        model(ids, past_key_values=fan)
+    assert all(arm.plan.shared is None for arm in arms)
+    assert not fan._shared[0]._known

@@ -180,6 +180,30 @@ def test_bookkeeping_of_the_objective(seed, moves):
                 assert cost == pytest.approx(joint_change(case, {*evicted, other}), rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_a_swap_is_the_best_of_all(monkeypatch, at_once):
+    """Every exchange of an evicted unit for a kept one, tried by the definition; however many are looked at together."""
+    monkeypatch.setattr(_EvictedSet, "_units_at_once", at_once)
+    improved = 0
+    for seed in range(20):
+        case = attention_case(seed, 3, 9, 2, 1.0)
+        eligible = torch.tensor([True] * 8 + [False])
+        state = _EvictedSet(*case, eligible)
+        state.evict_smallest(4)
+        before = set(state.evicted.nonzero().flatten().tolist())
+        exchanges = [before - {out} | {into} for out in before for into in range(8) if into not in before]
+        best = min(joint_change(case, one) for one in exchanges)
+        if best < joint_change(case, before):
+            improved += 1
+            assert state.improve_by_swap()
+            assert state.cost() == pytest.approx(best)
+        else:
+            assert not state.improve_by_swap()
+            assert set(state.evicted.nonzero().flatten().tolist()) == before
+    assert 0 < improved < 20
+    assert not _EvictedSet(*case, eligible).improve_by_swap(), "nothing is evicted yet"
+
+
 def test_greedy_set_leaves_protected_units_alone():
     case = attention_case(0, 4, 8, 3, 1.0)
     head = view([0.0] * 8, vectors=case, eligible=[False, True, True, True, True, True, True, False])
