@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -23,20 +24,22 @@ from kvpress.cache import CompressedCache, FanOut, can_join, join, shares_prefil
 from kvpress.errors import InputError
 from kvpress.matryoshka.distillation import distance
 from kvpress_eval.arms import Arm
+from kvpress_eval.diagnostic.quantity import mean_over_cells
 from kvpress_eval.records import FULL, RecordFile
-from kvpress_eval.statistics import Estimate, Stratum
 
 #: numbers of logits of one forward pass over the rest
 LOGITS = 1 << 27
 
 
 class WindowRecord(BaseModel):
-    """One window under one arm. text: digest of the windows and of the model that read them; kept_bytes, full_bytes: of the context, measured."""
+    """One window under one arm. text: digest of the windows and of the model that read them; document: number of the window's; kept_bytes,
+    full_bytes: of the context, measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str
     window: int
+    document: int
     arm: str
     contract_id: str
     kl: float
@@ -64,10 +67,12 @@ def measure_windows(
     path: Path,
     text: str,
     watch: Callable[[int, int], None] = lambda done, total: None,
+    documents: Sequence[int] | None = None,
 ) -> list[WindowRecord]:
     """Records of all windows [m, n] under all arms, appended to a file as they are made; windows that are there are not read again.
 
-    rest: tokens behind the context. text: digest that records of these windows carry.
+    rest: tokens behind the context. text: digest that records of these windows carry. documents: of each window, the number of its document;
+    None where every window has one of its own.
 
     Raises:
         InputError: an arm cannot be measured, the file holds records of something else, or cannot be written.
@@ -82,10 +87,11 @@ def measure_windows(
     if any(one.text != text or ids.get(one.arm) != one.contract_id for one in found):
         raise InputError(f"'{path}' holds records of another text, model or of other arms: name another file")
     done = {(one.window, one.arm) for one in found}
+    sources = range(len(windows)) if documents is None else documents
     with RecordFile(path, WindowRecord) as file:
         for index, window in enumerate(windows):
             if any((index, arm.name) not in done for arm in arms):
-                made = _measure(model, tokenizer, arms, window, rest, index, text)
+                made = _measure(model, tokenizer, arms, window, rest, (index, sources[index]), text)
                 new = [one for one in made if (index, one.arm) not in done]
                 file.append(new)
                 found += new
@@ -95,7 +101,13 @@ def measure_windows(
 
 @torch.inference_mode()
 def _measure(
-    model: PreTrainedModel, tokenizer: Any, arms: Sequence[Arm], window: Tensor, rest: int, index: int, text: str
+    model: PreTrainedModel,
+    tokenizer: Any,
+    arms: Sequence[Arm],
+    window: Tensor,
+    rest: int,
+    at: tuple[int, int],
+    text: str,
 ) -> list[WindowRecord]:
     ids = window[None].to(model.device)
     n = ids.shape[1] - rest
@@ -114,7 +126,7 @@ def _measure(
             cache.close()
     return [
         WindowRecord(
-            text=text, window=index, arm=arm.name, contract_id=arm.contract.id if arm.contract else "", kl=kl, loss=loss,
+            text=text, window=at[0], document=at[1], arm=arm.name, contract_id=arm.contract.id if arm.contract else "", kl=kl, loss=loss,
             kept_bytes=kept, full_bytes=full,
         )
         for arm, kept, (kl, loss) in zip(arms, held, sums, strict=True)
@@ -159,33 +171,73 @@ def read_window_records(path: Path) -> list[WindowRecord]:
 
 
 def summary(records: Iterable[WindowRecord]) -> list[dict[str, Any]]:
-    """A row for each arm: bytes, kl and loss with 95 % intervals over the windows, perplexity, and the paired loss against the full cache."""
-    by_arm: dict[str, dict[int, WindowRecord]] = {}
-    for record in records:
-        by_arm.setdefault(record.arm, {})[record.window] = record
+    """A row for each arm: bytes, kl and loss with 95 % intervals over the documents, perplexity, and the paired loss against the full cache."""
+    by_arm = _by_arm(records)
     full = by_arm.get(FULL, {})
     rows = []
     for arm, windows in by_arm.items():
         common = sorted(windows.keys() & full.keys())
         mine = [windows[index] for index in common]
         changes = [windows[index].loss - full[index].loss for index in common]
+        documents = [one.document for one in mine]
         rows.append(
             {
                 "arm": arm,
                 "windows": len(common),
+                "documents": len(set(documents)),
                 "kept_bytes": sum(one.kept_bytes for one in mine) / max(len(mine), 1),
                 "byte_share": sum(one.kept_bytes for one in mine) / max(sum(one.full_bytes for one in mine), 1),
                 "perplexity": math.exp(sum(one.loss for one in mine) / max(len(mine), 1)),
-                **_with_interval("kl", [one.kl for one in mine], arm),
-                **_with_interval("loss_change", changes, arm),
+                **_with_interval("kl", [one.kl for one in mine], documents),
+                **_with_interval("loss_change", changes, documents),
             }
         )
     return rows
 
 
-def _with_interval(name: str, values: Sequence[float], arm: str) -> dict[str, float | None]:
-    """Mean and interval of one value a window."""
-    spread = max((abs(value) for value in values), default=0.0) or 1.0
-    estimate = Estimate([Stratum.of(values, range(len(values)))], (-spread, spread), (name, arm))
-    interval = estimate.interval()
-    return {name: estimate.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+def compared(records: Iterable[WindowRecord], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """A row for each pair of arms: the first's kl and loss less the second's on the same windows, with 95 % intervals, and in how many windows
+    its kl is lower.
+
+    Raises:
+        InputError: there are no records of an arm.
+    """
+    by_arm = _by_arm(records)
+    rows = []
+    for pair in pairs:
+        for name in pair:
+            if name not in by_arm:
+                raise InputError(f"there is no arm '{name}' to compare: give two of {', '.join(by_arm)}")
+        one, other = (by_arm[name] for name in pair)
+        common = sorted(one.keys() & other.keys())
+        documents = [one[index].document for index in common]
+        differences = {
+            name: [getattr(one[index], name) - getattr(other[index], name) for index in common]
+            for name in ("kl", "loss")
+        }
+        rows.append(
+            {
+                "arm": pair[0],
+                "than": pair[1],
+                "windows": len(common),
+                "lower": sum(value < 0 for value in differences["kl"]),
+                **_with_interval("kl", differences["kl"], documents),
+                **_with_interval("loss", differences["loss"], documents),
+            }
+        )
+    return rows
+
+
+def _by_arm(records: Iterable[WindowRecord]) -> dict[str, dict[int, WindowRecord]]:
+    found: dict[str, dict[int, WindowRecord]] = {}
+    for record in records:
+        found.setdefault(record.arm, {})[record.window] = record
+    return found
+
+
+def _with_interval(name: str, values: Sequence[float], documents: Sequence[int]) -> dict[str, float | None]:
+    """Mean and interval of one value a window; windows of one document are no independent draws, so documents are left out one by one."""
+    if not values:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    found = mean_over_cells("points", np.array(values), np.array(documents))
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}

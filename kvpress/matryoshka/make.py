@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvpress.errors import InputError
+from kvpress.errors import InputError, KvpressError
 from kvpress.matryoshka.bases import Bases, Ranks
 from kvpress.matryoshka.checkpoint import (
     Header,
@@ -34,7 +34,7 @@ from kvpress.matryoshka.search_greedy import greedy
 from kvpress.matryoshka.search_sensitivity import measure_sensitivity
 from kvpress.matryoshka.statistics import collect, load_moments, save_moments
 from kvpress.matryoshka.text import Text
-from kvpress.matryoshka.train import Trainer
+from kvpress.matryoshka.train import Trainer, TrainingStopped
 from kvpress.matryoshka.training_state import Point, TrainingFolder
 
 
@@ -91,7 +91,14 @@ def train_projection(
     training = recipe.training
     if training.train_means and not recipe.means:
         training = training.model_copy(update={"train_means": False})
-    # everything that can be wrong with the recipe is told before the long work begins
+    # everything that can be wrong with model and recipe is told before the long work begins
+    devices = sorted({str(weight.device) for weight in model.parameters()})
+    if len(devices) > 1:
+        raise InputError(
+            f"a projection is trained with the whole model on one device, and this one lies on {' and '.join(devices)}: name one of them "
+            f"with --device"
+        )
+    _check_start(recipe.start.kind, model)
     text = Text(recipe.text, "train", tokenizer, training.window, max(1, training.steps * training.windows))
     judged = Text(recipe.text, "judge", tokenizer, training.window, training.judge_windows)
     shapes = compressed_shapes(model)[1]
@@ -109,14 +116,38 @@ def train_projection(
     place = TrainingFolder(folder, made)  # another training is refused before anything of it is replaced
     starts = Starts(model, tokenizer, recipe, folder, watch_reading)
     trainer = Trainer(model, starts.bases(), training, text, judged, folder, made, watch)
-    bases = trainer.run()
-    header = Header(model=identity, layers=bases.layers, history=({"step": "train", **made},))
-    projection = Projection(header=header, bases=bases)
+
+    def as_projection(bases: Bases, **noted: Any) -> Projection:
+        header = Header(model=identity, layers=bases.layers, history=({"step": "train", **made, **noted},))
+        return Projection(header=header, bases=bases)
+
+    try:
+        bases = trainer.run()
+    except TrainingStopped as stopped:
+        good = trainer.last_good()
+        if good is None:
+            raise
+        save_projection(place.projection, as_projection(good[1], stopped_after=good[0]))
+        raise KvpressError(f"{stopped}; '{place.projection}' holds the bases of step {good[0]}") from None
+    projection = as_projection(bases)
     known = load_projection(place.projection) if place.projection.exists() else None
     if known is not None and _same(known.bases, bases):
         return known, starts  # with the ranks that were searched for it
     save_projection(place.projection, projection)
     return projection, starts
+
+
+def _check_start(kind: str, model: PreTrainedModel) -> None:
+    """Raise InputError where a start takes something for granted that the model does not do."""
+    rope = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    parts = [
+        one for one in (rope, *rope.values()) if isinstance(one, dict)
+    ]  # one for each type of layer, in some models
+    share = min((one.get("partial_rotary_factor") or 1.0 for one in parts), default=1.0)
+    if kind == "planes" and share < 1:
+        raise InputError(
+            f"start 'planes' orders the rotary planes of all dimensions, and this model rotates {share:.0%} of them: use start 'query'"
+        )
 
 
 def _same(one: Bases, other: Bases) -> bool:

@@ -107,7 +107,7 @@ class Text:
 
     Every window begins with the tokenizer's BOS, where it uses one, and lies within one document. limit: windows that are enough; documents
     are then taken in the order of their digests, and none gives more than a DOCUMENT_SHARE of the limit while there
-    are others. digest: sha256 over the documents.
+    are others. ids: [m, window]; documents: of each window, the number of its document. digest: sha256 over the documents.
 
     Raises:
         InputError: a source cannot be read, or no document of the split is long enough for one window.
@@ -120,16 +120,16 @@ class Text:
         size = window - len(bos)
         documents = {_sha256(one): one for source in sources for one in source.documents() if split_of(one) == split}
         each = None if limit is None else -(-limit // DOCUMENT_SHARE)
-        found, more = list[list[int]](), list[list[int]]()
+        found, more = list[tuple[int, list[int]]](), list[tuple[int, list[int]]]()
         digest = hashlib.sha256()
-        for key, document in sorted(documents.items()):
+        for number, (key, document) in enumerate(sorted(documents.items())):
             if limit is not None and len(found) >= limit:
                 break
             digest.update(key)
             if limit is not None:  # the rest would be read for nothing; a token has hardly ever more characters
                 document = document[: limit * window * 16]
             ids = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
-            made = [bos + ids[at : at + size] for at in range(0, len(ids) - size + 1, size)]
+            made = [(number, bos + ids[at : at + size]) for at in range(0, len(ids) - size + 1, size)]
             found += made[:each]
             more += made[each:] if each is not None else []
         if limit is not None:  # few documents give more each
@@ -138,7 +138,8 @@ class Text:
             raise InputError(
                 f"calibration text: no document of split '{split}' has {window:,} tokens: give longer texts, or a smaller window"
             )
-        self.ids = torch.tensor(found[:limit])
+        self.ids = torch.tensor([window for _, window in found[:limit]])
+        self.documents = [number for number, _ in found[:limit]]
         self.digest = digest.hexdigest()
 
     def __len__(self) -> int:

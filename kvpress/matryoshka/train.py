@@ -65,12 +65,16 @@ class TrainSettings(BaseModel):
         return 0.1 + 0.45 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+class TrainingStopped(KvpressError):
+    """The loss or a gradient is no finite number."""
+
+
 class Trainer:
     """One training. start: where the bases begin; identity: what must be the same when it goes on (model, text, settings, start).
 
     Raises:
         InputError: the schedule does not divide the dimensions, the text is too short, or the folder holds another training.
-        KvpressError: the loss is no number any more; the last good state stays.
+        TrainingStopped: the loss is no number any more; the last good state stays, see `last_good`.
     """
 
     def __init__(
@@ -107,7 +111,7 @@ class Trainer:
         try:
             for weight in weights:
                 weight.requires_grad_(False)
-            if self.step == 0:
+            if self.folder.saved is None:
                 self._look(0.0, math.nan)
             while self.step < self.settings.steps:
                 began = time.perf_counter()
@@ -127,6 +131,13 @@ class Trainer:
         with torch.no_grad():
             bases: Bases = self.bases()
             return bases.to("cpu", torch.float32)
+
+    def last_good(self) -> tuple[int, Bases] | None:
+        """The step and the bases of the state on disk, to which the training goes back; None where nothing is saved."""
+        if self.folder.saved is None:
+            return None
+        self.step = self.folder.restore(self.bases, self.optimiser, self.scheduler)
+        return self.step, self.trained()
 
     def _step(self, windows: list[Tensor]) -> float:
         """One step of the optimiser; returns the mean loss."""
@@ -164,7 +175,7 @@ class Trainer:
     def _stop(self, step: int) -> NoReturn:
         saved = self.folder.saved
         left = "nothing is saved" if saved is None else f"the state of step {saved} in '{self.folder.path}' is good"
-        raise KvpressError(
+        raise TrainingStopped(
             f"training stopped at step {step}: the loss is no finite number; {left}: start again in another folder with a smaller learning "
             f"rate, or in float32"
         )

@@ -1,18 +1,21 @@
 """Text that goes on from a compressed context: against transformers' own cache, resumed, and refused where it means nothing."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from cli_support import assert_one_sentence
 from conftest import byte_tokenizer, tiny_llama
+from scipy.stats import t
 from torch.nn import functional as F
 
 from kvpress.contract import resolve
 from kvpress.errors import InputError
 from kvpress_eval.arms import Arm, make_arms
-from kvpress_eval.continuation import measure_windows, read_window_records, summary
+from kvpress_eval.continuation import compared, measure_windows, read_window_records, summary
 
 WINDOWS = torch.randint(3, 259, (6, 120), generator=torch.Generator().manual_seed(0))
 CONTRACTS = [
@@ -22,9 +25,11 @@ CONTRACTS = [
 ]  # fmt: skip
 
 
-def measure(path, arms=None, windows=WINDOWS, rest=20, text="t"):
+def measure(path, arms=None, windows=WINDOWS, rest=20, text="t", documents=None):
     model = tiny_llama().double()
-    return measure_windows(model, byte_tokenizer(), arms or make_arms(CONTRACTS, []), windows, rest, path, text)
+    return measure_windows(
+        model, byte_tokenizer(), arms or make_arms(CONTRACTS, []), windows, rest, path, text, documents=documents
+    )
 
 
 def test_the_full_cache_is_transformers_own(tmp_path, monkeypatch):
@@ -69,6 +74,37 @@ def test_rows_of_the_summary(tmp_path):
     assert snapkv["byte_share"] == pytest.approx(0.5 * 132 / 128)
 
 
+def test_intervals_are_students_over_documents(tmp_path):
+    """With one window a document they are the textbook's; windows of one document count together, and below five there is none."""
+    for documents in (None, [0, 1, 2, 3, 4, 4], [0, 0, 1, 1, 2, 3]):
+        place = tmp_path / f"{documents}.jsonl"
+        found = measure(place, documents=documents)
+        row = next(row for row in summary(found) if row["arm"] == "snapkv@50%")
+        values = np.array([one.kl for one in found if one.arm == "snapkv@50%"])
+        if documents is None:
+            half = t.ppf(0.975, 5) * values.std(ddof=1) / math.sqrt(6)
+            assert (row["kl_low"], row["kl_high"]) == pytest.approx((values.mean() - half, values.mean() + half))
+        elif row["documents"] == 5:
+            assert row["kl_high"] - row["kl_low"] > 0
+        else:
+            assert row["documents"] == 4
+            assert row["kl_low"] is None
+
+
+def test_pairs_of_arms(tmp_path):
+    found = measure(tmp_path / "r.jsonl")
+    by_arm = {arm: [one for one in found if one.arm == arm] for arm in ("int8@100%", "snapkv@50%")}
+    (row,) = compared(found, [("int8@100%", "snapkv@50%")])
+    differences = [a.kl - b.kl for a, b in zip(*by_arm.values(), strict=True)]
+    assert row["kl"] == pytest.approx(sum(differences) / 6)
+    assert row["lower"] == sum(value < 0 for value in differences) == 6
+    assert row["kl_low"] < row["kl"] < row["kl_high"] < 0
+    (back,) = compared(found, [("snapkv@50%", "int8@100%")])
+    assert (back["kl"], back["lower"]) == (pytest.approx(-row["kl"]), 0)
+    with pytest.raises(InputError, match="there is no arm 'pca' to compare: give two of full, int8"):
+        compared(found, [("pca", "full")])
+
+
 @pytest.mark.parametrize(
     ("contract", "sentence"),
     [
@@ -95,6 +131,10 @@ def test_the_command(kvpress, model_folder, tmp_path):
     code, out, err = kvpress(*ask)
     assert code == 0, err
     assert "snapkv@50%" in out
+    code, out, err = kvpress(*ask, "--pair", "int8@100%:snapkv@50%")
+    assert code == 0, err
+    assert "KL lower in 5 of 5 windows" in " ".join(out.split())
+    assert_one_sentence(kvpress(*ask, "--pair", "int8"), "--pair int8: 'int8' is no arm of the sweep")
     assert_one_sentence(kvpress(*ask, "--rest", 300), "a rest of 300 tokens does not fit")
     assert_one_sentence(
         kvpress(*ask[:3], "-o", tmp_path / "out.jsonl", "--windows", 4, "--window", 200), "another text"

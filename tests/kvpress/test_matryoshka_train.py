@@ -1,14 +1,19 @@
 """Training: only the bases move, it helps, it goes on where it stopped, and it stops where numbers end."""
 
+import copy
 import json
 
 import pytest
 import torch
+from conftest import byte_tokenizer
 from matryoshka_support import HEAD_DIM, bases_of, small_model, some_windows
+from transformers import LlamaForCausalLM
 
 from kvpress.errors import InputError, KvpressError
 from kvpress.matryoshka.bases import Ranks
 from kvpress.matryoshka.judge import judge_all
+from kvpress.matryoshka.make import train_projection
+from kvpress.matryoshka.recipe import Start, load_recipe
 from kvpress.matryoshka.schedule import EIGHTHS, Schedule
 from kvpress.matryoshka.train import Trainer, TrainSettings
 from kvpress.matryoshka.training_state import points
@@ -118,9 +123,29 @@ def test_training_stops_at_nan_and_keeps_the_last_good_state(tmp_path):
         match=r"training stopped at step 4: .* the state of step 2 in .* is good: start again in another folder",
     ):
         training.run()
+    step, good = training.last_good()
+    assert step == 2
     again = trainer(tmp_path)
     assert again.step == 2
     assert again.trained().orthogonality_error() < 1e-6
+    assert all(torch.equal(a, b) for a, b in zip(good.keys, again.trained().keys, strict=True))
+
+
+def test_a_training_that_goes_on_from_its_start_looks_at_it_once(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(point):
+        if point.step == 1:
+            raise Stop
+
+    training = trainer(tmp_path)
+    training.watch = stop
+    with pytest.raises(Stop):
+        training.run()
+    trainer(tmp_path).run()
+    steps = [point.step for point in points(tmp_path / "curve.jsonl")]
+    assert steps == list(range(len(steps)))
 
 
 def test_a_training_goes_on_from_the_start_that_it_had(tmp_path):
@@ -179,3 +204,19 @@ def test_the_rate_warms_up_and_falls_to_a_tenth():
 def test_the_folder_says_what_it_is(tmp_path):
     trainer(tmp_path, identity={"model": "small", "seed": 3})
     assert json.loads((tmp_path / "training.json").read_text()) == {"model": "small", "seed": 3}
+
+
+def test_a_model_on_two_devices_is_refused_before_anything_is_read(tmp_path):
+    model = copy.deepcopy(small_model(torch.float32))
+    model.lm_head.to("meta")
+    with pytest.raises(InputError, match=r"one device, and this one lies on cpu and meta: name one of them"):
+        train_projection(model, byte_tokenizer(), load_recipe("python"), "small", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_planes_need_a_rotation_of_all_dimensions(tmp_path):
+    recipe = load_recipe("python").model_copy(update={"start": Start(kind="planes")})
+    config = copy.deepcopy(small_model(torch.float32).config)
+    config.rope_parameters = {**config.rope_parameters, "partial_rotary_factor": 0.25}
+    with pytest.raises(InputError, match=r"start 'planes' .* this model rotates 25% of them: use start 'query'"):
+        train_projection(LlamaForCausalLM(config), byte_tokenizer(), recipe, "small", tmp_path)

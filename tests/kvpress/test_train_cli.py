@@ -172,6 +172,10 @@ def test_mistakes(kvpress, folder, tmp_path):
     code, _out, err = kvpress(*train, "-r", recipe, "--dtype", "float32")
     assert code == 2
     assert err.splitlines()[-1].startswith("error: training stopped at step 2: the loss is no finite number")
+    assert err.splitlines()[-1].endswith(f"'{tmp_path / 'out' / 'projection.safetensors'}' holds the bases of step 0")
+    stopped = load_projection(tmp_path / "out" / "projection.safetensors")
+    assert stopped.header.history[-1]["stopped_after"] == 0
+    assert stopped.bases.orthogonality_error() < 1e-5
     ranks = ["train", "ranks", tmp_path / "none.safetensors", "-m", model, "-r", folder / "recipe.yaml"]
     assert_one_sentence(kvpress(*ranks), "no such projection")
     assert_one_sentence(kvpress(*ranks, "--method", "luck"), "search: field 'method'")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -54,6 +54,10 @@ def text(
     windows: Annotated[int, typer.Option(min=1, help="Windows of text.")] = 16,
     window: Annotated[int, typer.Option(min=8, help="Tokens of a window.")] = 2048,
     rest: Annotated[int, typer.Option(min=2, help="Of these, tokens behind the context.")] = 128,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option("--pair", metavar="ARM:ARM", help="Also the paired difference of two arms; several are possible."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
@@ -63,15 +67,17 @@ def text(
     from kvpress.matryoshka.checkpoint import model_fingerprint
     from kvpress.matryoshka.recipe import load_recipe
     from kvpress.matryoshka.text import Text
-    from kvpress_eval.continuation import check_arms, measure_windows, summary
+    from kvpress_eval.continuation import check_arms, compared, measure_windows, summary
     from kvpress_eval.sweep import load_sweep
 
     chosen, source = load_sweep(sweep, model=model), load_recipe(recipe)
     arms = chosen.arms()
     check_arms(arms)
+    pairs = [_pair(one, [arm.name for arm in arms]) for one in pair or ()]
     with err.status(f"loading {chosen.model}"):
         loaded, tokenizer = load(chosen.model, dtype=chosen.dtype, device=device)
-    drawn = Text(source.text, "judge", tokenizer, window, windows).ids
+    read = Text(source.text, "judge", tokenizer, window, windows)
+    drawn = read.ids
     what = f"{model_fingerprint(loaded)} {loaded.dtype} {rest}"
     digest = hashlib.sha256(drawn.numpy().tobytes() + what.encode()).hexdigest()[:16]
     with err.status("reading") as status:
@@ -79,8 +85,8 @@ def text(
         def watch(done: int, total: int) -> None:
             status.update(f"reading: {done} of {total} windows")
 
-        records = measure_windows(loaded, tokenizer, arms, drawn, rest, output, digest, watch)
-    rows = summary(records)
+        records = measure_windows(loaded, tokenizer, arms, drawn, rest, output, digest, watch, read.documents)
+    rows, differences = summary(records), compared(records, pairs)
     if json_:
         print_json(
             {
@@ -91,6 +97,7 @@ def text(
                 "rest": rest,
                 "windows": len(drawn),
                 "rows": rows,
+                "pairs": differences,
             }
         )
         return
@@ -104,10 +111,34 @@ def text(
     for row in rows:
         cells = [f"{row['byte_share']:.1%}", f"{row['perplexity']:.3f}"]
         for name, form in (("kl", ".4f"), ("loss_change", "+.4f")):
-            ends = row[f"{name}_low"], row[f"{name}_high"]
-            cells += [format(row[name], form), "-" if None in ends else f"[{ends[0]:{form}}, {ends[1]:{form}}]"]
+            cells += [format(row[name], form), _interval(row, name, form)]
         table.add_row(str(row["arm"]), *cells)
     out.print(table)
+    for row in differences:
+        out.print(
+            f"{row['arm']} less {row['than']}: KL {row['kl']:+.4f} {_interval(row, 'kl', '+.4f')}, loss {row['loss']:+.4f} "
+            f"{_interval(row, 'loss', '+.4f')}, KL lower in {row['lower']} of {row['windows']} windows",
+            highlight=False,
+            markup=False,
+        )
+
+
+def _interval(row: dict[str, Any], name: str, form: str) -> str:
+    ends = row[f"{name}_low"], row[f"{name}_high"]
+    return "-" if None in ends else f"[{ends[0]:{form}}, {ends[1]:{form}}]"
+
+
+def _pair(given: str, arms: list[str]) -> tuple[str, str]:
+    """Two arms, written ARM:ARM."""
+    from kvpress.errors import InputError
+
+    one, _, other = given.partition(":")
+    for name in (one, other):
+        if name not in arms:
+            raise InputError(
+                f"--pair {given}: '{name}' is no arm of the sweep; write two of {', '.join(arms)} as ARM:ARM"
+            )
+    return one, other
 
 
 @app.command("list")
