@@ -170,13 +170,20 @@ def read_window_records(path: Path) -> list[WindowRecord]:
     return found
 
 
-def summary(records: Iterable[WindowRecord]) -> list[dict[str, Any]]:
-    """A row for each arm: bytes, kl and loss with 95 % intervals over the documents, perplexity, and the paired loss against the full cache."""
+def summary(records: Iterable[WindowRecord], of: str | None = None) -> list[dict[str, Any]]:
+    """A row for each arm: bytes, kl and loss with 95 % intervals over the documents, perplexity, and the paired loss against the full cache.
+
+    of: the arm whose bytes are the whole, where a model computes in a wider dtype than it is served in; None for the full cache of the
+    model's own dtype.
+    """
     by_arm = _by_arm(records)
     full = by_arm.get(FULL, {})
+    whole = {index: one.full_bytes for index, one in full.items()}
+    if of is not None:
+        whole = {index: one.kept_bytes for index, one in by_arm[of].items()}
     rows = []
     for arm, windows in by_arm.items():
-        common = sorted(windows.keys() & full.keys())
+        common = sorted(windows.keys() & full.keys() & whole.keys())
         mine = [windows[index] for index in common]
         changes = [windows[index].loss - full[index].loss for index in common]
         documents = [one.document for one in mine]
@@ -186,7 +193,7 @@ def summary(records: Iterable[WindowRecord]) -> list[dict[str, Any]]:
                 "windows": len(common),
                 "documents": len(set(documents)),
                 "kept_bytes": sum(one.kept_bytes for one in mine) / max(len(mine), 1),
-                "byte_share": sum(one.kept_bytes for one in mine) / max(sum(one.full_bytes for one in mine), 1),
+                "byte_share": sum(one.kept_bytes for one in mine) / max(sum(whole[index] for index in common), 1),
                 "perplexity": math.exp(sum(one.loss for one in mine) / max(len(mine), 1)),
                 **_with_interval("kl", [one.kl for one in mine], documents),
                 **_with_interval("loss_change", changes, documents),

@@ -72,6 +72,9 @@ def test_rows_of_the_summary(tmp_path):
     assert snapkv["windows"] == 6
     assert snapkv["kl_low"] <= snapkv["kl"] <= snapkv["kl_high"]
     assert snapkv["byte_share"] == pytest.approx(0.5 * 132 / 128)
+    of_int8 = {row["arm"]: row["byte_share"] for row in summary(measure(tmp_path / "r.jsonl"), of="int8@100%")}
+    assert of_int8["int8@100%"] == 1
+    assert of_int8["snapkv@50%"] == pytest.approx(0.5 * 132 / 24)
 
 
 def test_intervals_are_students_over_documents(tmp_path):
@@ -134,6 +137,10 @@ def test_the_command(kvpress, model_folder, tmp_path):
     code, out, err = kvpress(*ask, "--pair", "int8@100%:snapkv@50%")
     assert code == 0, err
     assert "KL lower in 5 of 5 windows" in " ".join(out.split())
+    code, out, err = kvpress(*ask, "--of", "int8@100%")
+    assert code == 0, err
+    assert "100.0%" in next(line for line in out.splitlines() if line.startswith("int8"))
+    assert_one_sentence(kvpress(*ask, "--of", "int4"), "--of int4: 'int4' is no arm of the sweep, which has full")
     assert_one_sentence(kvpress(*ask, "--pair", "int8"), "--pair int8: 'int8' is no arm of the sweep")
     assert_one_sentence(kvpress(*ask, "--rest", 300), "a rest of 300 tokens does not fit")
     assert_one_sentence(

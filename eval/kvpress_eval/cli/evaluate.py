@@ -58,6 +58,9 @@ def text(
         list[str] | None,
         typer.Option("--pair", metavar="ARM:ARM", help="Also the paired difference of two arms; several are possible."),
     ] = None,
+    of: Annotated[
+        str | None, typer.Option(metavar="ARM", help="Whose bytes are 100 %; by default those of the model's dtype.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:0.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
@@ -73,7 +76,10 @@ def text(
     chosen, source = load_sweep(sweep, model=model), load_recipe(recipe)
     arms = chosen.arms()
     check_arms(arms)
-    pairs = [_pair(one, [arm.name for arm in arms]) for one in pair or ()]
+    names = [arm.name for arm in arms]
+    pairs = [_pair(one, names) for one in pair or ()]
+    if of is not None:
+        _known_arm(f"--of {of}", of, names)
     with err.status(f"loading {chosen.model}"):
         loaded, tokenizer = load(chosen.model, dtype=chosen.dtype, device=device)
     read = Text(source.text, "judge", tokenizer, window, windows)
@@ -86,7 +92,7 @@ def text(
             status.update(f"reading: {done} of {total} windows")
 
         records = measure_windows(loaded, tokenizer, arms, drawn, rest, output, digest, watch, read.documents)
-    rows, differences = summary(records), compared(records, pairs)
+    rows, differences = summary(records, of), compared(records, pairs)
     if json_:
         print_json(
             {
@@ -96,6 +102,7 @@ def text(
                 "window": window,
                 "rest": rest,
                 "windows": len(drawn),
+                "bytes_of": of,
                 "rows": rows,
                 "pairs": differences,
             }
@@ -130,15 +137,17 @@ def _interval(row: dict[str, Any], name: str, form: str) -> str:
 
 def _pair(given: str, arms: list[str]) -> tuple[str, str]:
     """Two arms, written ARM:ARM."""
-    from kvpress.errors import InputError
-
     one, _, other = given.partition(":")
     for name in (one, other):
-        if name not in arms:
-            raise InputError(
-                f"--pair {given}: '{name}' is no arm of the sweep; write two of {', '.join(arms)} as ARM:ARM"
-            )
+        _known_arm(f"--pair {given}", name, arms)
     return one, other
+
+
+def _known_arm(option: str, name: str, arms: list[str]) -> None:
+    from kvpress.errors import InputError
+
+    if name not in arms:
+        raise InputError(f"{option}: '{name}' is no arm of the sweep, which has {', '.join(arms)}")
 
 
 @app.command("list")
