@@ -1,13 +1,14 @@
 """Calibration text: splits that never overlap, windows with one BOS, and sources that cannot be read."""
 
 import itertools
+import json
 
 import pytest
 import torch
 from conftest import byte_tokenizer
 
 from kvpress.errors import InputError
-from kvpress.matryoshka.text import Folder, Python, Text, split_of
+from kvpress.matryoshka.text import Folder, Hub, Python, Text, split_of
 
 
 @pytest.fixture
@@ -89,3 +90,21 @@ def test_a_limit_takes_a_little_of_many_documents(folder):
     numbers = [byte_tokenizer().decode(window[1:]).replace("document", "").split()[1] for window in some.ids]
     assert max(map(numbers.count, numbers)) == 2  # one thirty-second of the limit, rounded up
     assert Text([folder], "train", byte_tokenizer(), 50, limit=10**6).digest == whole.digest
+
+
+def test_a_data_set_of_the_hub(tmp_path):
+    """A folder of files is a data set like those of the hub, read by the same call; what is wrong with one is one sentence."""
+    lines = [json.dumps({"body": f"row {index} " * 20}) for index in range(30)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    source = Hub(hub=str(tmp_path), column="body", limit=25, licence="CC0-1.0")
+    found = list(source.documents())
+    assert found == [f"row {index} " * 20 for index in range(25)]
+    assert len(Text([source], "train", byte_tokenizer(), 50)) > 0
+    for change, part in (
+        ({"column": "text"}, "text"),
+        ({"split": "tests"}, "tests"),
+        ({"hub": str(tmp_path / "no")}, "no"),
+    ):
+        with pytest.raises(InputError, match=rf"^calibration text: data set '.*' cannot be read \(.*{part}") as caught:
+            list(source.model_copy(update=change).documents())
+        assert "\n" not in str(caught.value)
