@@ -36,6 +36,9 @@ def projections(
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**31 - 1, help="Of everything that training draws; default: the recipe's.")
     ] = None,
+    judge: Annotated[
+        bool, typer.Option(help="Whether the result is judged, which reads the judging text for every start.")
+    ] = True,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -68,11 +71,14 @@ def projections(
     title = f"{Path(model).name}: {chosen.start.kind}, trained"
     if not draw_curve(points(output / "curve.jsonl"), output / "curve.svg", title):
         err.print("no curve.svg: it needs matplotlib (pip install matplotlib)", highlight=False)
-    arms = {kind: starts.bases(kind) for kind in dict.fromkeys(("random", "pca", chosen.start.kind))}
-    arms["trained"] = projection.bases
-    with _Bar("judging") as bar:
-        rows = judged_table(loaded, tokenizer, chosen, arms, None, bar)
-    _show(rows, as_json, {"model": model, "projection": str(output / "projection.safetensors"), "recipe": recipe})
+    rows: list[dict[str, Any]] = []
+    if judge:
+        arms = {kind: starts.bases(kind) for kind in dict.fromkeys(("random", "pca", chosen.start.kind))}
+        arms["trained"] = projection.bases
+        with _Bar("judging") as bar:
+            rows = judged_table(loaded, tokenizer, chosen, arms, None, bar)
+    if judge or as_json:
+        _show(rows, as_json, {"model": model, "projection": str(output / "projection.safetensors"), "recipe": recipe})
     err.print(f"projection: {output / 'projection.safetensors'}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -248,26 +248,50 @@ def test_every_selector_composes(file, store, base):
     assert session.report() is not None
 
 
+def every_fourth_step(chosen):
+    return chosen.swap(schedule={"kind": "every_decode_steps", "n": 4})
+
+
 def test_eviction_while_decoding_reads_the_reduced_space(file, store):
+    """At full ranks the reduced space is the full one turned round: tokens and kept sets are those without a projection. Below, every head
+    keeps to its budget."""
     model, ids = small_model(), some_windows(1, 100)
-    chosen = contract(file, 0.5, "snapkv").swap(schedule={"kind": "every_decode_steps", "n": 4})
+
+    def generated(chosen):
+        with torch.no_grad(), kvpress.CompressedCache(model, every_fourth_step(chosen)) as cache:
+            found = model.generate(ids, past_key_values=cache, max_new_tokens=16, do_sample=False)
+            segments = [s for layer in cache.compressed_layers for s in layer.storage.store.segments()]
+            return found.tolist(), [positions.tolist() for _, _, positions in segments]
+
+    plain = generated(resolve("snapkv", 0.5))
+    assert generated(contract(file, 0.5, share=1.0, ranks="uniform")) == plain
+    _, kept = generated(contract(file, 0.5))
+    assert all(50 <= len(positions) <= 54 for positions in kept)
+    assert all(positions[-1] == 114 for positions in kept), "the newest token that was read is there"
+    assert kept != plain[1], "what is lost below full ranks shows in the evidence"
+
+
+def in_turns(model, ids, chosen):
+    """Tokens by beams, and of a second turn on one cache."""
+    with kvpress.compress(model, chosen):
+        beams = model.generate(ids, max_new_tokens=6, num_beams=3, do_sample=False)
     with torch.no_grad(), kvpress.CompressedCache(model, chosen) as cache:
-        found = model.generate(ids, past_key_values=cache, max_new_tokens=16, do_sample=False)
-        assert found.shape == (1, 116)
-        lengths = [n for layer in cache.compressed_layers for n in layer.storage.store.lengths]
-    assert all(50 <= n <= 54 for n in lengths)
+        first = model.generate(ids, past_key_values=cache, max_new_tokens=4, do_sample=False)
+        longer = torch.cat([first, some_windows(2, 10, seed=4)[: len(ids)]], 1)
+        second = model.generate(longer, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    return beams.tolist(), second.tolist()
 
 
 def test_beams_rows_and_second_turns(file, store):
+    """At full ranks the tokens are those without a projection; with ranks of their own, rows say in a batch what they say alone."""
     model, ids = small_model(), some_windows(2, 80)
-    with kvpress.compress(model, contract(file, 0.5)):
-        beams = model.generate(ids, max_new_tokens=6, num_beams=3, do_sample=False)
-    assert beams.shape == (2, 86)
-    with torch.no_grad(), kvpress.CompressedCache(model, contract(file, 0.5)) as cache:
-        first = model.generate(ids, past_key_values=cache, max_new_tokens=4, do_sample=False)
-        longer = torch.cat([first, some_windows(2, 10, seed=4)], 1)
-        second = model.generate(longer, past_key_values=cache, max_new_tokens=4, do_sample=False)
-    assert second.shape == (2, 98)
+    plain = in_turns(model, ids, resolve("snapkv", 0.5))
+    assert in_turns(model, ids, contract(file, 0.5, share=1.0, ranks="uniform")) == plain
+    beams, second = in_turns(model, ids, contract(file, 0.5))
+    assert len(beams[0]) == 86
+    assert len(second[0]) == 98
+    alone = in_turns(model, ids[:1], contract(file, 0.5))
+    assert (beams[:1], second[:1]) == alone
 
 
 def test_a_store_over_buckets_is_one_store(file):

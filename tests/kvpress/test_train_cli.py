@@ -147,6 +147,10 @@ def test_no_steps_keep_the_start(kvpress, folder):
     assert code == 0, err
     rows = {(row["arm"], row["share"]): row["kl"] for row in json.loads(out)["rows"]}
     assert rows[("trained", 0.5)] == pytest.approx(rows[("pca", 0.5)], rel=1e-3)
+    code, out, err = kvpress(*train, "-o", folder / "four", "--steps", 0, "--start", "pca", "--no-judge")
+    assert (code, out) == (0, ""), err
+    one, other = (load_projection(folder / name / "projection.safetensors") for name in ("three", "four"))
+    assert all(torch.equal(a, b) for a, b in zip(one.bases.keys, other.bases.keys, strict=True))
 
 
 def test_mistakes(kvpress, folder, tmp_path):
