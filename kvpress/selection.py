@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kvpress.carried import CarriedStatistics
 from kvpress.contract import Contract
 from kvpress.errors import ContractError, KvpressError
-from kvpress.evidence import CarriedStatistics, Queries, UnitFeatures
+from kvpress.evidence import Queries, UnitFeatures
 from kvpress.slots.access import Aggregate
 from kvpress.slots.allocation import Candidates
 from kvpress.slots.retention import HeadView

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kvpress.cache.plan import Plan
 from kvpress.cache.problems import features
-from kvpress.evidence import CarriedStatistics, HeadGroup, Queries, UnitFeatures
+from kvpress.carried import CarriedStatistics
+from kvpress.evidence import HeadGroup, Queries, UnitFeatures
 from kvpress.selection import Problem, evidence_statistics, total_weight
 
 if TYPE_CHECKING:
