@@ -9,8 +9,10 @@ from induction_model import FACTS, WORDS, induction_model, induction_tokenizer, 
 
 from kvpress.slots import QueryLaw, Ranking, Retention
 from kvpress.slots.retention import best
+from kvpress_eval.diagnostic import replay as replay_module
 from kvpress_eval.diagnostic.attribution import verdict_of
 from kvpress_eval.diagnostic.finding import Finding, Replay, unpack_counts
+from kvpress_eval.diagnostic.replay import distinct, read_sets
 from kvpress_eval.prompt import render
 from kvpress_eval.sweep import parse_sweep
 
@@ -325,3 +327,27 @@ def test_a_sample_that_the_full_cache_fails_is_measured_and_not_attributed():
         finding = Finding.model_validate(answer.measures)
         assert finding.verdict in (None, "none")
         assert finding.replays == ()
+
+
+def test_sets_that_are_the_same_are_read_once(monkeypatch):
+    """Arms that differ in what an oracle replaces have the same replays; each gets the answer of its own set, in its place."""
+    draw = torch.Generator().manual_seed(0)
+    one, other = ({index: torch.rand(2, 9, generator=draw) > 0.5 for index in (0, 3)} for _ in range(2))
+    again = {3: one[3].clone(), 0: one[0].clone()}
+    different, places = distinct([other, one, other, again])
+    assert places == [0, 1, 0, 1]
+    assert [any(found is known for known in (one, other)) for found in different] == [True, True]
+
+    read = []
+
+    class Closed:
+        def close(self):
+            pass
+
+    monkeypatch.setattr(replay_module, "with_sets", lambda full, some: read.append(len(some)) or Closed())
+    monkeypatch.setattr(replay_module, "rows_at_once", lambda full, rows: rows)
+    monkeypatch.setattr(
+        replay_module, "read_reference", lambda model, cache, witness, first, tail: [f"{len(read)}", "b"][: len(first)]
+    )
+    found = read_sets(None, None, None, torch.zeros(1, 5), [], [one, other, again, one], rows=2)
+    assert (read, found) == ([2], ["1", "b", "1", "1"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -60,14 +61,15 @@ def read_reference(
         keep = m if tail else m - 1
         parts.append(model(input_ids=ids, past_key_values=caches, use_cache=True, logits_to_keep=keep).logits.float())
     target = torch.tensor(witness.reference, device=model.device)
-    return [_reading(row, witness.logits.to(row.device), target) for row in torch.cat(parts, 1)]
+    full = F.log_softmax(witness.logits.to(model.device), -1)
+    return [_reading(row, full, target) for row in torch.cat(parts, 1)]
 
 
-def _reading(logits: Tensor, full: Tensor, target: Tensor) -> Reading:
-    """logits, full: [m, vocabulary], from which the reference's tokens `target` [m] are chosen."""
+def _reading(logits: Tensor, full_log_probs: Tensor, target: Tensor) -> Reading:
+    """logits: [m, vocabulary], from which the reference's tokens `target` [m] are chosen; full_log_probs: the same of the full cache."""
     own = logits.gather(1, target[:, None])[:, 0]
     others = logits.scatter(1, target[:, None], -torch.inf).amax(1)
-    log_probs, full_log_probs = F.log_softmax(logits, -1), F.log_softmax(full, -1)
+    log_probs = F.log_softmax(logits, -1)
     wrong = (own <= others).nonzero().flatten()
     return Reading(
         lowest=float((own - others).min()),
@@ -90,13 +92,14 @@ def read_sets(
 ) -> list[Reading]:
     """The reference under each set, `rows` at a time. first: [1, vocabulary] logits behind what the full cache has read."""
     found: list[Reading] = []
-    for some in _split(sets, rows_at_once(full, rows)):
+    different, places = distinct(sets)
+    for some in _split(different, rows_at_once(full, rows)):
         cache = with_sets(full, some)
         try:
             found += read_reference(model, cache, witness, first.expand(len(some), -1), tail)
         finally:
             cache.close()
-    return found
+    return [found[place] for place in places]
 
 
 def answer_sets(
@@ -110,7 +113,8 @@ def answer_sets(
 ) -> list[Decoded]:
     """Greedy answers under each set. logits: [1, vocabulary] behind what the full cache has read; with a tail they are made anew."""
     found: list[Decoded] = []
-    for some in _split(sets, rows_at_once(full, rows)):
+    different, places = distinct(sets)
+    for some in _split(different, rows_at_once(full, rows)):
         cache = with_sets(full, some)
         try:
             begin = logits.expand(len(some), -1)
@@ -120,7 +124,22 @@ def answer_sets(
             found += decode(model, cache, begin, stop)
         finally:
             cache.close()
-    return found
+    return [found[place] for place in places]
+
+
+def distinct(sets: Sequence[KeptSets]) -> tuple[list[KeptSets], list[int]]:
+    """The sets without repetition, and the place of each among them. Arms that differ in what an oracle replaces have the same replays."""
+    known: dict[bytes, int] = {}
+    different, places = list[KeptSets](), list[int]()
+    for one in sets:
+        key = hashlib.sha256(
+            torch.cat([one[index].flatten() for index in sorted(one)]).cpu().numpy().tobytes()
+        ).digest()
+        if key not in known:
+            known[key] = len(different)
+            different.append(one)
+        places.append(known[key])
+    return different, places
 
 
 def rows_at_once(full: CompressedCache, rows: int) -> int:
