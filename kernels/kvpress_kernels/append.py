@@ -17,8 +17,8 @@ from kvpress_kernels.page_store import (
     load_tile,
     page_at,
     page_constants,
-    positions_of,
     store_tile,
+    words_of,
 )
 from kvpress_kernels.pages import PageLayout, Pages
 
@@ -30,7 +30,7 @@ def _append(
     key_batch_stride, key_head_stride, key_token_stride,
     value_batch_stride, value_head_stride, value_token_stride,
     PAGE: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, DK_PADDED: tl.constexpr, DV_PADDED: tl.constexpr,
-    VALUE_OFFSET: tl.constexpr, POSITION_OFFSET: tl.constexpr,
+    VALUE_OFFSET: tl.constexpr, SCALE_OFFSET: tl.constexpr, POSITION_OFFSET: tl.constexpr,
     BLOCK: tl.constexpr, HAS_VALID: tl.constexpr, COUNT_HERE: tl.constexpr,
 ):  # fmt: skip
     # The long axis of the grid comes first: the second one ends at 65,535.
@@ -50,12 +50,12 @@ def _append(
 
     first_key = KEYS + batch * key_batch_stride + head * key_head_stride
     keys = load_tile(first_key, token, key_token_stride, stored, DK, DK_PADDED)
-    store_tile(page, slot, keys, stored, 0, DK, DK_PADDED)
+    store_tile(page, slot, keys, stored, 0, DK, DK_PADDED, SCALE_OFFSET, 0)
     first_value = VALUES + batch * value_batch_stride + head * value_head_stride
     values = load_tile(first_value, token, value_token_stride, stored, DV, DV_PADDED)
-    store_tile(page, slot, values, stored, VALUE_OFFSET, DV, DV_PADDED)
+    store_tile(page, slot, values, stored, VALUE_OFFSET, DV, DV_PADDED, SCALE_OFFSET, 1)
     column = tl.load(COLUMNS + token, mask=stored, other=0).to(tl.int32)
-    tl.store(positions_of(page, POSITION_OFFSET) + slot, column, mask=stored)
+    tl.store(words_of(page, POSITION_OFFSET) + slot, column, mask=stored)
     if COUNT_HERE:
         tl.debug_barrier()  # every warp has read the length before one of them changes it
         tl.store(LENGTHS + row, length + tl.sum(stored.to(tl.int32)))

@@ -17,8 +17,8 @@ from kvpress_kernels.page_store import (
     load_tile,
     page_at,
     page_constants,
-    positions_of,
     store_tile,
+    words_of,
 )
 from kvpress_kernels.pages import PageLayout, Pages
 
@@ -30,7 +30,7 @@ def _gather_pages(
     key_batch_stride, key_head_stride, key_token_stride,
     value_batch_stride, value_head_stride, value_token_stride,
     PAGE: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, DK_PADDED: tl.constexpr, DV_PADDED: tl.constexpr,
-    VALUE_OFFSET: tl.constexpr, POSITION_OFFSET: tl.constexpr,
+    VALUE_OFFSET: tl.constexpr, SCALE_OFFSET: tl.constexpr, POSITION_OFFSET: tl.constexpr,
 ):  # fmt: skip
     # One program a page. Pages come first in the grid: its second axis ends at 65,535.
     page_index = tl.program_id(0)
@@ -46,11 +46,11 @@ def _gather_pages(
 
     first_key = KEYS + batch * key_batch_stride + head * key_head_stride
     keys = load_tile(first_key, column, key_token_stride, kept, DK, DK_PADDED)
-    store_tile(page, slot, keys, kept, 0, DK, DK_PADDED)
+    store_tile(page, slot, keys, kept, 0, DK, DK_PADDED, SCALE_OFFSET, 0)
     first_value = VALUES + batch * value_batch_stride + head * value_head_stride
     values = load_tile(first_value, column, value_token_stride, kept, DV, DV_PADDED)
-    store_tile(page, slot, values, kept, VALUE_OFFSET, DV, DV_PADDED)
-    tl.store(positions_of(page, POSITION_OFFSET) + slot, column, mask=kept)
+    store_tile(page, slot, values, kept, VALUE_OFFSET, DV, DV_PADDED, SCALE_OFFSET, 1)
+    tl.store(words_of(page, POSITION_OFFSET) + slot, column, mask=kept)
 
 
 def gather_pages(

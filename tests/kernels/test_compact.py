@@ -36,10 +36,7 @@ def check(compact, rows: Rows, kept: list[list[int]]) -> None:
     before, expected = rows.image(), rows.image()
     for row, slots in enumerate(kept):
         for target, source in enumerate(slots):
-            old, new = rows.token(before, row, source), rows.token(expected, row, target)
-            new.key.copy_(old.key)
-            new.value.copy_(old.value)
-            new.position.copy_(old.position)
+            rows.token(expected, row, target).copy_(rows.token(before, row, source))
     compact(rows.pages, rows.table, rows.lengths, *ragged(kept))
     expected.assert_equals_pages()
     assert rows.lengths.tolist() == [len(slots) for slots in kept]
@@ -79,6 +76,13 @@ def test_special_choices(compact, kept, small_tiles):
 def test_dtypes_and_dims(compact, dtype, key_dim, value_dim):
     rows = Rows([35, 12], PageLayout(16, key_dim, value_dim, dtype))
     check(compact, rows, [some(35, 0.5, rows), some(12, 0.5, rows)])
+
+
+@BOTH
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(24, 24), (80, 64), (4, 96)])
+def test_codes_move_with_their_scales(compact, key_dim, value_dim):
+    rows = Rows([35, 12, 17], PageLayout(16, key_dim, value_dim, torch.int8))
+    check(compact, rows, [some(int(length), 0.5, rows) for length in rows.lengths])
 
 
 @BOTH

@@ -84,8 +84,35 @@ def test_second_turn():
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt_oss", "gemma3"])
+def test_full_budget_in_int8(family):
+    ids, mask = prompts(2, 40, [9, 0])
+    contract = kvpress.Contract.load("full").swap(representation="int8")
+    expected, found = both(tiny(family, layers=2), contract, input_ids=ids, attention_mask=mask)
+    assert torch.equal(expected[0], found[0])
+
+
+@pytest.mark.parametrize("name", ["snapkv", "adakv", "mii_blocks", "kvzip"])
+def test_presets_in_int8(name):
+    ids, mask = prompts(2, 64, [13, 0])
+    contract = small(name).swap(representation="int8")
+    expected, found = both(tiny("llama", layers=1), contract, input_ids=ids, attention_mask=mask)
+    assert expected[1] == found[1]
+    assert torch.equal(expected[0], found[0])
+
+
+def test_eviction_while_decoding_in_int8():
+    contract = small("h2o", schedule={"kind": "every_decode_steps", "n": 2}).swap(representation="int8")
+    expected, found = both(tiny("llama", layers=1), contract, input_ids=prompts(1, 64)[0], num_beams=2)
+    assert torch.equal(expected[0], found[0])
+    expected, found = both(tiny("llama", layers=1), contract, input_ids=prompts(1, 64)[0])
+    assert expected[1] == found[1]
+    assert torch.equal(expected[0], found[0])
+
+
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("ranks", ["uniform", "searched"])
-def test_projections(tmp_path, ranks):
+def test_projections(tmp_path, ranks, int8):
     """One launch for heads of all ranks, against a torch store for each rank."""
     model = small_model(torch.float32)
     table = Ranks(((8, 32), (24, 24)), ((16, 8), (32, 24)))
@@ -95,7 +122,13 @@ def test_projections(tmp_path, ranks):
     identity = ModelId.of(model, "small")
     header = Header(model=identity, layers=(0, 1), tables=tables)
     save_projection(tmp_path / "p.safetensors", Projection(header=header, bases=bases_of(model)))
-    stored = {"kind": "orthogonal", "file": str(tmp_path / "p.safetensors"), "share": share, "ranks": ranks}
+    stored = {
+        "kind": "orthogonal",
+        "file": str(tmp_path / "p.safetensors"),
+        "share": share,
+        "ranks": ranks,
+        "int8": int8,
+    }
     contract = small("snapkv").swap(representation=stored)
     ids, mask = prompts(2, 64, [13, 0])
     expected, found = both(model, contract, input_ids=ids, attention_mask=mask)

@@ -309,3 +309,30 @@ def test_one_large_sparse_slab_shrinks():
     store.keep([torch.arange(4)] * 40)
     assert pool.n_pages == 40
     assert torch.equal(store.segment(7)[0], keys[3, 1, :4])
+
+
+def test_bytes_of_eight_bits_are_those_of_codes_scales_and_positions():
+    pool = PagePool(PageLayout(16, 24, 40, torch.int8), "cpu")
+    assert (pool.layout.scale_offset, pool.layout.position_offset) == (16 * 64, 16 * 64 + 16 * 4)
+    assert pool.layout.nbytes == 16 * (24 + 40 + 4 + 4)
+    assert pool.layout.token_bytes == 24 + 40 + 4 + 4
+    keys = torch.randn(1, 2, 30, 40, dtype=torch.bfloat16)
+    store = PagedStore(keys[..., :24], keys, [torch.arange(30), torch.arange(16)], pool, "torch")
+    assert store.nbytes == 3 * pool.layout.nbytes + store.table.device.nbytes + 2 * 4
+    assert store.slack_bytes == 2 * pool.layout.token_bytes
+    shown = store.segment(1)
+    assert (shown[0].dtype, shown[1].shape) == (torch.bfloat16, (16, 40))
+
+
+def test_a_budget_in_bytes_counts_pages_of_eight_bits():
+    model, ids, budget = tiny("llama"), prompts(1, 400)[0], 30_000
+    kept = {}
+    for representation in ("model", "int8"):
+        contract = kvpress.Contract.load("snapkv", f"{budget}B").swap(representation=representation)
+        request = BackendRequest("torch", "paged", 16)
+        with torch.no_grad(), kvpress.CompressedCache(model, contract, backend=request) as cache:
+            model(input_ids=ids, past_key_values=cache)
+            stores = [layer.storage.store for layer in cache.compressed_layers]
+            assert 0.8 * budget < sum(store.nbytes for store in stores) <= budget
+            kept[representation] = sum(stores[0].lengths)
+    assert kept["int8"] > 2.5 * kept["model"]  # float32

@@ -22,7 +22,9 @@ def compact(pages: Pages, page_table: Tensor, lengths: Tensor, kept: Tensor, off
         source = kept[bounds[row] : bounds[row + 1]].long()
         target = torch.arange(len(source), device=kept.device)
         source, target = source[source != target], target[source != target]  # the others are where they belong
-        held = pages.read(page_table[row, :used])
+        held = pages.read(
+            page_table[row, :used]
+        )  # of codes what they stand for, which is written as the same codes again
         keys, values, positions = (part.flatten(0, 1)[source] for part in held)
         pages.write(page_table[row, target // size], target % size, keys, values, positions)
     lengths.copy_(counts)
