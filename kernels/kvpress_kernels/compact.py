@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kvpress_kernels.launch import CompileCase, check_device
 from kvpress_kernels.page_store import (
+    INT8_LLAMA,
     POINTER_TYPES,
     SHIPPED_LAYOUTS,
     check_pages,
@@ -134,7 +135,7 @@ def _constants(layout: PageLayout) -> dict[str, int | None]:
 def compile_cases(arch: str) -> list[CompileCase]:
     """The configurations that are shipped for an architecture."""
     cases = []
-    for layout in SHIPPED_LAYOUTS:
+    for layout in (*SHIPPED_LAYOUTS, INT8_LLAMA):
         types = {"ANCHOR": POINTER_TYPES[layout.dtype], "PAGE_TABLE": "*i64", "table_stride": "i32"}
         types |= dict.fromkeys(("LENGTHS", "KEPT", "OFFSETS"), "*i32")
         cases.append(CompileCase("compact", layout_label(layout), _compact, types, _constants(layout), NUM_WARPS, 1))

@@ -8,15 +8,19 @@ from torch import Tensor
 
 from kvpress_kernels.launch import CompileCase, check_device
 from kvpress_kernels.page_store import (
+    INT8_LLAMA,
     POINTER_TYPES,
     SHIPPED_LAYOUTS,
+    STRIDES,
     check_new_tokens,
     check_pages,
     check_ragged,
     layout_label,
     load_tile,
+    new_token_types,
     page_at,
     page_constants,
+    query_dtype,
     store_tile,
     words_of,
 )
@@ -98,13 +102,10 @@ def _num_warps(layout: PageLayout) -> int:
 
 def compile_cases(arch: str) -> list[CompileCase]:
     """The configurations that are shipped for an architecture."""
-    strides = [f"{part}_{axis}_stride" for part in ("key", "value") for axis in ("batch", "head", "token")]
     cases = []
-    for layout in SHIPPED_LAYOUTS:
-        types = dict.fromkeys(("KEYS", "VALUES", "ANCHOR"), POINTER_TYPES[layout.dtype])
+    for layout in (*SHIPPED_LAYOUTS, INT8_LLAMA):
+        types = new_token_types(query_dtype(layout)) | {"ANCHOR": POINTER_TYPES[layout.dtype]}
         types |= {"COLUMNS": "*i32", "OFFSETS": "*i32", "PAGE_TABLE": "*i64"}
-        types |= dict.fromkeys(("n_kv_heads", "table_stride", *strides), "i32")
         label, num_warps, constants = layout_label(layout), _num_warps(layout), page_constants(layout)
-        aligned = frozenset(strides)
-        cases.append(CompileCase("gather_pages", label, _gather_pages, types, constants, num_warps, 1, aligned))
+        cases.append(CompileCase("gather_pages", label, _gather_pages, types, constants, num_warps, 1, STRIDES))
     return cases

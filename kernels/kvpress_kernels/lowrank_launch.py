@@ -86,8 +86,36 @@ def check(
         raise ValueError(f"query must be [B, H, G, D], got {tuple(query.shape)}")
     batch, n_kv_heads, group, dim = query.shape
     check_dtype(query, "query")
+    value_dim = value_bases.shape[1] if value_bases.dim() == 3 else 0
+    check_reduced(pages, page_table, lengths, ranks, key_bases, value_bases, batch, n_kv_heads, (dim, value_dim))
+    check_device(
+        query, pages[0].anchor, page_table, lengths, ranks, key_bases, value_bases, sinks, lost,
+        *(() if work is None else work[:3]),
+    )  # fmt: skip
+    if scale <= 0 or (softcap is not None and softcap <= 0):
+        raise ValueError(f"scale and softcap must be positive, got {scale} and {softcap}")
+    if sinks is not None and sinks.numel() != n_kv_heads * group:
+        raise ValueError(f"sinks must hold {n_kv_heads * group} logits, one per query head, got {sinks.numel()}")
+    if lost is not None and lost.shape != (n_kv_heads, value_dim):
+        raise ValueError(f"lost must be [{n_kv_heads}, {value_dim}] as the values are, got {tuple(lost.shape)}")
+    if work is not None and work.first_item.numel() != batch * n_kv_heads + 1:
+        raise ValueError(f"the work list is for {work.first_item.numel() - 1} rows, not {batch * n_kv_heads}")
+
+
+def check_reduced(
+    pages: Sequence[Pages],
+    page_table: Tensor,
+    lengths: Tensor,
+    ranks: Tensor,
+    key_bases: Tensor,
+    value_bases: Tensor,
+    batch: int,
+    n_kv_heads: int,
+    dims: tuple[int, int],
+) -> None:
+    """Raise ValueError unless pages of a reduced space, ranks and bases fit to heads of these full dimensions."""
     if not pages:
-        raise ValueError("there must be pages of at least one layout to attend to, got none")
+        raise ValueError("there must be pages of at least one layout, got none")
     layout = pages[0].layout
     for other in pages[1:]:
         if other.anchor is not pages[0].anchor:
@@ -105,26 +133,13 @@ def check(
         raise ValueError(
             f"ranks must be [{n_kv_heads}, 2] int32 and contiguous, got {ranks.dtype} {tuple(ranks.shape)}"
         )
-    _check_bases(key_bases, "key_bases", n_kv_heads, dim, max(part.layout.key_dim for part in pages))
-    value_dim = value_bases.shape[1] if value_bases.dim() == 3 else 0
-    _check_bases(value_bases, "value_bases", n_kv_heads, value_dim, max(part.layout.value_dim for part in pages))
+    _check_bases(key_bases, "key_bases", n_kv_heads, dims[0], max(part.layout.key_dim for part in pages))
+    _check_bases(value_bases, "value_bases", n_kv_heads, dims[1], max(part.layout.value_dim for part in pages))
     uneven = [part.layout for part in pages if part.layout.key_dim % RANK_STEP or part.layout.value_dim % RANK_STEP]
     if uneven:
         raise ValueError(
             f"ranks must be multiples of {RANK_STEP}, got pages of {uneven[0].key_dim} and {uneven[0].value_dim}"
         )
-    check_device(
-        query, pages[0].anchor, page_table, lengths, ranks, key_bases, value_bases, sinks, lost,
-        *(() if work is None else work[:3]),
-    )  # fmt: skip
-    if scale <= 0 or (softcap is not None and softcap <= 0):
-        raise ValueError(f"scale and softcap must be positive, got {scale} and {softcap}")
-    if sinks is not None and sinks.numel() != n_kv_heads * group:
-        raise ValueError(f"sinks must hold {n_kv_heads * group} logits, one per query head, got {sinks.numel()}")
-    if lost is not None and lost.shape != (n_kv_heads, value_dim):
-        raise ValueError(f"lost must be [{n_kv_heads}, {value_dim}] as the values are, got {tuple(lost.shape)}")
-    if work is not None and work.first_item.numel() != batch * n_kv_heads + 1:
-        raise ValueError(f"the work list is for {work.first_item.numel() - 1} rows, not {batch * n_kv_heads}")
 
 
 def _check_bases(bases: Tensor, name: str, n_kv_heads: int, dim: int, largest: int) -> None:

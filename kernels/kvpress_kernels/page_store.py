@@ -27,6 +27,8 @@ SHIPPED_LAYOUTS = (
 #: the same for codes, which the kernels that read them take with queries in bf16
 INT8_LAYOUTS = tuple(PageLayout(32, dim, dim, torch.int8) for dim in (128, 256))
 INT8_LLAMA = INT8_LAYOUTS[0]
+#: arguments of the kernels that store dense keys and values
+STRIDES = frozenset(f"{part}_{axis}_stride" for part in ("key", "value") for axis in ("batch", "head", "token"))
 
 
 @triton.jit
@@ -52,7 +54,7 @@ def load_tile(first, token, token_stride, wanted, DIM: tl.constexpr, PADDED: tl.
 @triton.jit
 def store_tile(
     page, slot, tile, wanted,
-    OFFSET: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, SCALE_OFFSET: tl.constexpr, SIDE: tl.constexpr,
+    OFFSET, DIM, PADDED: tl.constexpr, SCALE_OFFSET, SIDE: tl.constexpr,
 ):  # fmt: skip
     """Write the keys or values of T tokens, tile [T, PADDED], into pages where `wanted` [T].
 
@@ -84,8 +86,14 @@ def page_constants(layout: PageLayout) -> dict[str, int | None]:
     }
 
 
+def new_token_types(dtype: torch.dtype) -> dict[str, str]:
+    """Triton's types of dense keys and values, and of what says where they are."""
+    numbers = dict.fromkeys(("KEYS", "VALUES"), POINTER_TYPES[dtype])
+    return numbers | dict.fromkeys(("n_kv_heads", "table_stride", *sorted(STRIDES)), "i32")
+
+
 def query_dtype(layout: PageLayout) -> torch.dtype:
-    """The dtype of queries that a layout is compiled for: its own, and bfloat16 for codes."""
+    """The dtype of queries and new tokens that a layout is compiled for: its own, and bfloat16 for codes."""
     return torch.bfloat16 if layout.is_int8 else layout.dtype
 
 

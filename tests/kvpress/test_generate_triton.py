@@ -7,6 +7,7 @@ from matryoshka_support import bases_of, small_model
 from tiny_models import prompts, tiny
 
 import kvpress
+from kvpress.cache import projected
 from kvpress.matryoshka.bases import Ranks
 from kvpress.matryoshka.checkpoint import Header, ModelId, Projection, RankTable, save_projection
 
@@ -112,8 +113,10 @@ def test_eviction_while_decoding_in_int8():
 
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("ranks", ["uniform", "searched"])
-def test_projections(tmp_path, ranks, int8):
+def test_projections(tmp_path, monkeypatch, ranks, int8):
     """One launch for heads of all ranks, against a torch store for each rank."""
+    launched, real = [], projected.op
+    monkeypatch.setattr(projected, "op", lambda *names: launched.append(names) or real(*names))
     model = small_model(torch.float32)
     table = Ranks(((8, 32), (24, 24)), ((16, 8), (32, 24)))
     searched = table.share([(2, 32, 32)] * 2)
@@ -134,3 +137,5 @@ def test_projections(tmp_path, ranks, int8):
     expected, found = both(model, contract, input_ids=ids, attention_mask=mask)
     assert expected[1] == found[1]
     assert torch.equal(expected[0], found[0])
+    # two layers; the prompt gives the first of four tokens
+    assert launched.count(("project_append", "triton")) == launched.count(("lowrank_decode", "triton")) == 2 * 3
