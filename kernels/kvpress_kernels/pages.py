@@ -168,6 +168,18 @@ class Pages:
                     target[index, at] = vectors.to(self.layout.dtype)
             into.positions[index, at] = positions.to(self.device)[where].to(torch.int32)
 
+    def move(self, source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> None:
+        """Copy tokens with every bit, from (entries, slots) [m] each to other ones; all are read before any is written."""
+        held: list[Tensor] = []
+        for slab, index, where in self._located(source[0]):
+            for number, part in enumerate(self._parts(slab)):
+                if number == len(held):
+                    held.append(part.new_empty((source[0].numel(), *part.shape[2:])))
+                held[number][where] = part[index, source[1].to(self.device)[where]]
+        for slab, index, where in self._located(target[0]):
+            for part, tokens in zip(self._parts(slab), held, strict=True):
+                part[index, target[1].to(self.device)[where]] = tokens[where]
+
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy whole pages, entries [m] to entries [m]; no page may be in both. Takes COPY_BYTES besides."""
         size = max(1, COPY_BYTES // self.layout.nbytes)
@@ -177,6 +189,11 @@ class Pages:
                 block[where] = slab[index]
             for slab, index, where in self._located(into):
                 slab[index] = block[where]
+
+    def _parts(self, raw: Tensor) -> list[Tensor]:
+        """Views [m, P, ...] of all that raw pages say of each token."""
+        parts = list(typed(raw, self.layout))
+        return [*parts, typed_scales(raw, self.layout)] if self.layout.is_int8 else parts
 
     def _located(self, entries: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(slab, indices of pages in it, places in `entries`) for every slab that holds some of the entries.

@@ -86,6 +86,18 @@ def test_codes_move_with_their_scales(compact, key_dim, value_dim):
 
 
 @BOTH
+def test_codes_with_the_smallest_scales_are_not_made_anew(compact):
+    """Of numbers below 127 times the smallest scale other codes would be found than these."""
+    rows = Rows([6], PageLayout(16, 8, 8, torch.int8))
+    image = rows.image()
+    token = rows.token(image, 0, 5)
+    token.store(torch.full((8,), 7.2e-6), torch.full((8,), -1e-7), 9)
+    for (_, raw), slab in zip(image.slabs, rows.pages.slabs, strict=True):
+        slab.copy_(raw.view_as(slab))
+    check(compact, rows, [[2, 5]])
+
+
+@BOTH
 def test_longer_than_a_tile(compact):
     rows = Rows([290], PageLayout(32, 2, 2, torch.float32))
     check(compact, rows, [some(290, 0.95, rows)])
