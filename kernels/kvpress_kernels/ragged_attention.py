@@ -137,9 +137,9 @@ def ragged_attention(
 ) -> Tensor:
     """`softmax(scale * q k^T) v` over the stored tokens that each query may see; inference only, no gradient.
 
-    query: [B, Hkv, G, Q, Dk] in the pages' dtype, or in any for int8 pages; any strides, but the last dimension contiguous. page_table: [R, M]
-    int64, where R = B * Hkv in (sequence, KV head) order. lengths: [R] int32 stored tokens; nothing at or beyond a
-    row's length is read. query_positions: [Q] int64 in any order, the same for all sequences: a stored token is seen
+    query: [B, Hkv, G, Q, Dk] in the pages' dtype, or in any for int8 pages; any strides, but the last dimension contiguous.
+    page_table: [R, M] int64, where R = B * Hkv in (sequence, KV head) order. lengths: [R] int32 stored tokens; nothing at or
+    beyond a row's length is read. query_positions: [Q] int64 in any order, the same for all sequences: a stored token is seen
     by a query when its position is not larger. softcap: logits become softcap * tanh(logits / softcap). sinks:
     [Hkv * G] learned logits that join the denominator with value 0.
 
