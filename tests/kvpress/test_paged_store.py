@@ -336,3 +336,19 @@ def test_a_budget_in_bytes_counts_pages_of_eight_bits():
             assert 0.8 * budget < sum(store.nbytes for store in stores) <= budget
             kept[representation] = sum(stores[0].lengths)
     assert kept["int8"] > 2.5 * kept["model"]  # float32
+
+
+@pytest.mark.parametrize("name", ["snapkv", "mii", "h2o", "adakv", "tova", "criticalkv", "streaming_llm"])
+@pytest.mark.parametrize("while_decoding", [False, True])
+def test_eight_bits_in_pages_are_the_packed_eight_bits(name, while_decoding):
+    """Every selector keeps the same tokens and gives the same text, also where it reads what is stored."""
+    model, (ids, mask), results = tiny("llama", torch.float64), prompts(2, 60, [13, 0]), []
+    contract = kvpress.Contract.load(name, 0.7).swap(representation="int8")
+    if while_decoding:
+        contract = contract.swap(schedule={"kind": "every_decode_steps", "n": 3})
+    for request in (BackendRequest("torch", "packed"), BackendRequest("torch", "paged", 16)):
+        with kvpress.compress(model, contract, backend=request) as session:
+            tokens = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, **GREEDY)
+        results.append((tokens, kept(session)))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
