@@ -1,6 +1,6 @@
 """Rows of tokens in poisoned pages, and a copy of every byte to which a test applies what an operation should do.
 
-Every byte that holds no token is 0xFF: NaN in every float dtype. Entries of the page table that no token needs lead
+Every byte that holds no token is 0xFF: NaN in every float dtype, in the scales of codes too. Entries of the page table that no token needs lead
 to memory that cannot be read. An operation is right if, afterwards, all bytes of all slabs equal the copy's.
 """
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kvpress_kernels.pages import PageLayout, Pages
+from kvpress_kernels.reference.int8 import dequantise, quantise
 
 #: 16 TiB away from the anchor: nothing is mapped there
 NOWHERE = 1 << 40
@@ -19,11 +20,33 @@ NOWHERE = 1 << 40
 
 @dataclass(frozen=True)
 class Token:
-    """Views of the bytes of one slot: key [Dk], value [Dv], position [1] int32."""
+    """Views of the bytes of one slot: key [Dk], value [Dv], position [1] int32, scales [2] float16, or [0] without codes."""
 
     key: Tensor
     value: Tensor
     position: Tensor
+    scales: Tensor
+
+    def store(self, key: Tensor, value: Tensor, position: int) -> None:
+        """Make it the token with this key and value."""
+        for side, (part, vector) in enumerate(((self.key, key), (self.value, value))):
+            if part.dtype == torch.int8:
+                vector, scale = quantise(vector)
+                self.scales[side] = scale
+            part.copy_(vector)
+        self.position.fill_(position)
+
+    def copy_(self, other: Token) -> None:
+        """Make every byte that of another token."""
+        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
+            mine.copy_(theirs)
+
+    def numbers(self) -> tuple[Tensor, Tensor]:
+        """Key and value in float64."""
+        if not self.scales.numel():
+            return self.key.double(), self.value.double()
+        key_scale, value_scale = self.scales
+        return dequantise(self.key, key_scale, torch.float64), dequantise(self.value, value_scale, torch.float64)
 
 
 class Image:
@@ -40,14 +63,19 @@ class Image:
         start = address - next(first for first, other in self.slabs if other is raw)
         key_bytes, value_bytes = (dim * layout.dtype.itemsize for dim in (layout.key_dim, layout.value_dim))
         values = -(-layout.page_size * key_bytes // 16) * 16
-        positions = values + -(-layout.page_size * value_bytes // 16) * 16
+        scales = values + -(-layout.page_size * value_bytes // 16) * 16
+        scale_bytes = 4 if layout.dtype == torch.int8 else 0
+        positions = scales + -(-layout.page_size * scale_bytes // 16) * 16
 
         def part(offset: int, nbytes: int, dtype: torch.dtype) -> Tensor:
             at = start + offset + slot * nbytes
             return raw[at : at + nbytes].view(dtype)
 
         return Token(
-            part(0, key_bytes, layout.dtype), part(values, value_bytes, layout.dtype), part(positions, 4, torch.int32)
+            part(0, key_bytes, layout.dtype),
+            part(values, value_bytes, layout.dtype),
+            part(positions, 4, torch.int32),
+            part(scales, scale_bytes, torch.float16),
         )
 
     def assert_equals_pages(self) -> None:
@@ -93,10 +121,8 @@ class Rows:
             gaps = torch.randint(1, 4, (length,), generator=self.draw)
             places = (gaps.cumsum(0) - 1).tolist() if positions is None else positions[row]
             for slot in range(length):
-                token = self.token(stored, row, slot)
-                token.key.copy_(self.normal(layout.key_dim))
-                token.value.copy_(self.normal(layout.value_dim))
-                token.position.fill_(places[slot])
+                key, value = self.normal(layout.key_dim), self.normal(layout.value_dim)
+                self.token(stored, row, slot).store(key, value, places[slot])
         for (_, raw), slab in zip(stored.slabs, self.pages.slabs, strict=True):
             slab.copy_(raw.view_as(slab))
 

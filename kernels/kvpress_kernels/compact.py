@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kvpress_kernels.launch import CompileCase, check_device
 from kvpress_kernels.page_store import (
+    INT8_LLAMA,
     POINTER_TYPES,
     SHIPPED_LAYOUTS,
     check_pages,
@@ -45,7 +46,7 @@ def _move(
     ANCHOR, row_table, row_kept, n_kept, first_word,
     OFFSET: tl.constexpr, WORDS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Move words first_word .. first_word + WIDTH of one part (keys, values or positions) of all kept tokens."""
+    """Move words first_word .. first_word + WIDTH of one part (keys, values, scales or positions) of all kept tokens."""
     word = first_word + tl.arange(0, WIDTH)
     tile = tl.arange(0, TILE)
     # Where the next tile's tokens are is looked up before this tile is stored: two reads less to wait for in a row.
@@ -68,7 +69,7 @@ def _move(
 def _compact(
     ANCHOR, PAGE_TABLE, LENGTHS, KEPT, OFFSETS, table_stride,
     PAGE: tl.constexpr, KEY_WORDS: tl.constexpr, VALUE_WORDS: tl.constexpr,
-    VALUE_OFFSET: tl.constexpr, POSITION_OFFSET: tl.constexpr,
+    VALUE_OFFSET: tl.constexpr, SCALE_OFFSET: tl.constexpr, POSITION_OFFSET: tl.constexpr,
     KEY_SLICES: tl.constexpr, VALUE_SLICES: tl.constexpr, SLICE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -82,6 +83,8 @@ def _compact(
         _move(ANCHOR, row_table, row_kept, n_kept, first_word, VALUE_OFFSET, VALUE_WORDS, SLICE, PAGE, TILE)
     else:
         _move(ANCHOR, row_table, row_kept, n_kept, 0, POSITION_OFFSET, 1, 1, PAGE, TILE)
+        if SCALE_OFFSET is not None:
+            _move(ANCHOR, row_table, row_kept, n_kept, 0, SCALE_OFFSET, 1, 1, PAGE, TILE)
         tl.store(LENGTHS + row, n_kept)  # no program reads it
 
 
@@ -90,7 +93,7 @@ def compact(pages: Pages, page_table: Tensor, lengths: Tensor, kept: Tensor, off
 
     page_table: [R, M] int64. lengths: [R] int32 stored tokens, set in place. kept: [total] int32 slots, strictly
     ascending within a row and below its length, which is not checked. offsets: [R + 1] int32 ascending. Keys, values
-    and positions move; slots behind the new length keep what they held.
+    (codes with their scales) and positions move; slots behind the new length keep what they held.
 
     Never waits for the device. Raises ValueError for tensors that do not fit together.
     """
@@ -101,13 +104,15 @@ def compact(pages: Pages, page_table: Tensor, lengths: Tensor, kept: Tensor, off
     constants = _constants(pages.layout)
     if rows == 0:
         return
-    slices = constants["KEY_SLICES"] + constants["VALUE_SLICES"] + 1  # the last one moves positions
+    slices = (
+        (constants["KEY_SLICES"] or 0) + (constants["VALUE_SLICES"] or 0) + 1
+    )  # the last one moves positions and scales
     _compact[(slices, rows)](
         pages.anchor, page_table, lengths, kept, offsets, page_table.stride(0), **constants, num_warps=NUM_WARPS
     )
 
 
-def _constants(layout: PageLayout) -> dict[str, int]:
+def _constants(layout: PageLayout) -> dict[str, int | None]:
     key_bytes, value_bytes = (dim * layout.dtype.itemsize for dim in (layout.key_dim, layout.value_dim))
     if key_bytes % 4 or value_bytes % 4:
         raise ValueError(
@@ -118,6 +123,7 @@ def _constants(layout: PageLayout) -> dict[str, int]:
         "KEY_WORDS": key_bytes // 4,
         "VALUE_WORDS": value_bytes // 4,
         "VALUE_OFFSET": layout.value_offset // 4,
+        "SCALE_OFFSET": layout.scale_offset // 4 if layout.is_int8 else None,
         "POSITION_OFFSET": layout.position_offset // 4,
         "KEY_SLICES": triton.cdiv(key_bytes // 4, SLICE_WORDS),
         "VALUE_SLICES": triton.cdiv(value_bytes // 4, SLICE_WORDS),
@@ -129,7 +135,7 @@ def _constants(layout: PageLayout) -> dict[str, int]:
 def compile_cases(arch: str) -> list[CompileCase]:
     """The configurations that are shipped for an architecture."""
     cases = []
-    for layout in SHIPPED_LAYOUTS:
+    for layout in (*SHIPPED_LAYOUTS, INT8_LLAMA):
         types = {"ANCHOR": POINTER_TYPES[layout.dtype], "PAGE_TABLE": "*i64", "table_stride": "i32"}
         types |= dict.fromkeys(("LENGTHS", "KEPT", "OFFSETS"), "*i32")
         cases.append(CompileCase("compact", layout_label(layout), _compact, types, _constants(layout), NUM_WARPS, 1))

@@ -26,8 +26,6 @@ from kvpress_kernels.load_widths import most_bytes, tile_bytes, tile_loads
 
 #: pages lie at any distance from it: the one pointer whose offsets never fit into 32 bits
 ANCHOR = "ANCHOR"
-#: a load of keys or values moves this many bytes
-VECTOR_BYTES = 16
 #: buffers of K and of V that a loop over pages needs to load ahead
 MIN_KV_BUFFERS = 2
 
@@ -196,8 +194,8 @@ def _problems(case: CompileCase, row: Row, nvidia: bool) -> list[str]:
         found.append(f"needs {row['shared_bytes']} bytes of shared memory; {row['arch']} has {device.shared_per_block}")
     elif not row["ctas_per_sm"]:
         found.append("does not fit on a processor even once")
-    if case.kv_loop and row["load_bytes"] != VECTOR_BYTES:
-        found.append(f"keys or values are loaded {row['load_bytes']} bytes at a time, not {VECTOR_BYTES}")
+    if case.kv_loop and (row["load_bytes"] or 0) < case.load_bytes:
+        found.append(f"keys or values are loaded {row['load_bytes']} bytes at a time, not {case.load_bytes}")
     if case.kv_loop and nvidia and (row["kv_buffers"] or 0) < MIN_KV_BUFFERS:
         found.append(f"{row['kv_buffers']} K/V buffer: nothing loads ahead; {MIN_KV_BUFFERS} are needed")
     return found

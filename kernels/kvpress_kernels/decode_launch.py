@@ -10,8 +10,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kvpress_kernels.launch import CompileCase, padded
-from kvpress_kernels.page_store import POINTER_TYPES, SHIPPED_LAYOUTS, layout_label, page_constants
+from kvpress_kernels.launch import INTERPRETED, CompileCase, padded
+from kvpress_kernels.page_store import (
+    INT8_LAYOUTS,
+    INT8_LLAMA,
+    POINTER_TYPES,
+    SHIPPED_LAYOUTS,
+    layout_label,
+    page_constants,
+    query_dtype,
+)
 from kvpress_kernels.pages import PageLayout
 from kvpress_kernels.reference.ragged_decode import Statistics
 
@@ -21,6 +29,8 @@ MIN_SPLIT_PAGES = 4
 #: shared memory in bytes that one program may ask for; unknown architectures get the least of all recent ones
 SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10, "gfx950": 160 << 10}
 LEAST_SHARED_BYTES = 99 << 10
+#: width that loads of codes reach on every architecture: on NVIDIA the compiler lays out values of one byte by eight
+CODE_BYTES = 8
 _MODES: dict[Statistics, int] = {"none": 0, "lse": 1, "values": 2}
 
 
@@ -67,18 +77,30 @@ def constants(
     softcap: bool,
     balanced: bool,
     upcast: bool,
+    dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Constexpr arguments of the kernel."""
+    """Constexpr arguments of the kernel. dtype: of the query."""
     return {
         **{name: value for name, value in page_constants(layout).items() if name != "POSITION_OFFSET"},
         "GROUP": group,
         "HEADS": launch.heads,
         "STATISTICS": _MODES[statistics],
+        "BY_PAGE": statistics != "none" or in_units(layout, dtype),
         "SOFTCAP": softcap,
         "BALANCED": balanced,
         "UPCAST": upcast,
         "STAGES": launch.num_stages,
     }
+
+
+def in_units(layout: PageLayout, dtype: torch.dtype) -> bool:
+    """Whether a product of weights with codes needs the unit of `int8.scaled` for queries of this dtype."""
+    return layout.is_int8 and dtype == torch.float16
+
+
+def upcast(layout: PageLayout, dtype: torch.dtype) -> bool:
+    """Whether a kernel widens what it loads. Over codes the interpreter takes the path of a device where it can: in float16."""
+    return INTERPRETED and not in_units(layout, dtype)
 
 
 def compile_cases(arch: str, kernel: Any) -> list[CompileCase]:
@@ -92,6 +114,8 @@ def compile_cases(arch: str, kernel: Any) -> list[CompileCase]:
     cases += [_case(arch, kernel, PageLayout(32, dim, dim, torch.bfloat16), "none") for dim in (64, 256)]
     cases += [_case(arch, kernel, llama, mode) for mode in ("none", "lse", "values")]
     cases += [_case(arch, kernel, llama, mode, balanced=True) for mode in ("none", "values")]
+    cases += [_case(arch, kernel, layout, "none") for layout in INT8_LAYOUTS]
+    cases += [_case(arch, kernel, INT8_LLAMA, "none", dtype=torch.float16), _case(arch, kernel, INT8_LLAMA, "values")]
     return [*cases, _case(arch, kernel, llama, "values", softcap=True), _case(arch, kernel, llama, "values", group=71)]
 
 
@@ -104,11 +128,12 @@ def _case(
     group: int = 4,
     softcap: bool = False,
     balanced: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> CompileCase:
-    launch = launch_options(arch, layout, group)
-    values = constants(layout, group, statistics, launch, softcap=softcap, balanced=balanced, upcast=False)
-    number = POINTER_TYPES[layout.dtype]
-    types = {"QUERY": number, "ANCHOR": number, "PAGE_TABLE": "*i64", "LENGTHS": "*i32"}
+    launch, dtype = launch_options(arch, layout, group), dtype or query_dtype(layout)
+    values = constants(layout, group, statistics, launch, softcap=softcap, balanced=balanced, upcast=False, dtype=dtype)
+    number = POINTER_TYPES[dtype]
+    types = {"QUERY": number, "ANCHOR": POINTER_TYPES[layout.dtype], "PAGE_TABLE": "*i64", "LENGTHS": "*i32"}
     types |= dict.fromkeys(("PARTIAL_OUTPUT", "PARTIAL_MAX", "PARTIAL_SUM"), "*fp32")
     types |= {"logit_factor": "fp32", "cap_factor": "fp32", "n_columns": "i32", "share": "i32"}
     optional = {"ITEM_ROW": ("*i32", balanced), "ITEM_FIRST_PAGE": ("*i32", balanced)}
@@ -118,9 +143,10 @@ def _case(
             types[name] = kind
         else:
             values[name] = None
-    words = [layout_label(layout), statistics, f"G{group}" if group != 4 else ""]
+    words = [layout_label(layout, dtype), statistics, f"G{group}" if group != 4 else ""]
     words += ["softcap" if softcap else "", "balanced" if balanced else ""]
     config = " ".join(filter(None, words))
     return CompileCase(
-        "ragged_decode", config, kernel, types, values, launch.num_warps, launch.num_stages, kv_loop=True
-    )
+        "ragged_decode", config, kernel, types, values, launch.num_warps, launch.num_stages,
+        kv_loop=True, load_bytes=CODE_BYTES if layout.is_int8 else 16,
+    )  # fmt: skip

@@ -8,17 +8,21 @@ from torch import Tensor
 
 from kvpress_kernels.launch import CompileCase, check_device
 from kvpress_kernels.page_store import (
+    INT8_LLAMA,
     POINTER_TYPES,
     SHIPPED_LAYOUTS,
+    STRIDES,
     check_new_tokens,
     check_pages,
     check_ragged,
     layout_label,
     load_tile,
+    new_token_types,
     page_at,
     page_constants,
-    positions_of,
+    query_dtype,
     store_tile,
+    words_of,
 )
 from kvpress_kernels.pages import PageLayout, Pages
 
@@ -30,7 +34,7 @@ def _gather_pages(
     key_batch_stride, key_head_stride, key_token_stride,
     value_batch_stride, value_head_stride, value_token_stride,
     PAGE: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, DK_PADDED: tl.constexpr, DV_PADDED: tl.constexpr,
-    VALUE_OFFSET: tl.constexpr, POSITION_OFFSET: tl.constexpr,
+    VALUE_OFFSET: tl.constexpr, SCALE_OFFSET: tl.constexpr, POSITION_OFFSET: tl.constexpr,
 ):  # fmt: skip
     # One program a page. Pages come first in the grid: its second axis ends at 65,535.
     page_index = tl.program_id(0)
@@ -46,11 +50,11 @@ def _gather_pages(
 
     first_key = KEYS + batch * key_batch_stride + head * key_head_stride
     keys = load_tile(first_key, column, key_token_stride, kept, DK, DK_PADDED)
-    store_tile(page, slot, keys, kept, 0, DK, DK_PADDED)
+    store_tile(page, slot, keys, kept, 0, DK, DK_PADDED, SCALE_OFFSET, 0)
     first_value = VALUES + batch * value_batch_stride + head * value_head_stride
     values = load_tile(first_value, column, value_token_stride, kept, DV, DV_PADDED)
-    store_tile(page, slot, values, kept, VALUE_OFFSET, DV, DV_PADDED)
-    tl.store(positions_of(page, POSITION_OFFSET) + slot, column, mask=kept)
+    store_tile(page, slot, values, kept, VALUE_OFFSET, DV, DV_PADDED, SCALE_OFFSET, 1)
+    tl.store(words_of(page, POSITION_OFFSET) + slot, column, mask=kept)
 
 
 def gather_pages(
@@ -98,13 +102,10 @@ def _num_warps(layout: PageLayout) -> int:
 
 def compile_cases(arch: str) -> list[CompileCase]:
     """The configurations that are shipped for an architecture."""
-    strides = [f"{part}_{axis}_stride" for part in ("key", "value") for axis in ("batch", "head", "token")]
     cases = []
-    for layout in SHIPPED_LAYOUTS:
-        types = dict.fromkeys(("KEYS", "VALUES", "ANCHOR"), POINTER_TYPES[layout.dtype])
+    for layout in (*SHIPPED_LAYOUTS, INT8_LLAMA):
+        types = new_token_types(query_dtype(layout)) | {"ANCHOR": POINTER_TYPES[layout.dtype]}
         types |= {"COLUMNS": "*i32", "OFFSETS": "*i32", "PAGE_TABLE": "*i64"}
-        types |= dict.fromkeys(("n_kv_heads", "table_stride", *strides), "i32")
         label, num_warps, constants = layout_label(layout), _num_warps(layout), page_constants(layout)
-        aligned = frozenset(strides)
-        cases.append(CompileCase("gather_pages", label, _gather_pages, types, constants, num_warps, 1, aligned))
+        cases.append(CompileCase("gather_pages", label, _gather_pages, types, constants, num_warps, 1, STRIDES))
     return cases

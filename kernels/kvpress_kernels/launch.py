@@ -74,7 +74,7 @@ class CompileCase:
     "D128 P32 bf16 values"; kernel: the jitted function; types: runtime argument -> Triton type ("*bf16", "*i64", "i32",
     "fp32"); constants: constexpr argument -> value; aligned: integer arguments that are multiples of 16 at run time
     (pointers always are); kv_loop: whether K and V stream through the kernel's loop, so that at least two buffers and
-    16-byte loads are demanded.
+    loads of `load_bytes` are demanded.
     """
 
     op: str
@@ -86,3 +86,4 @@ class CompileCase:
     num_stages: int
     aligned: frozenset[str] = field(default_factory=frozenset)
     kv_loop: bool = False
+    load_bytes: int = 16

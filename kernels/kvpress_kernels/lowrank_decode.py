@@ -22,9 +22,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kvpress_kernels import decode_launch, lowrank_launch
+from kvpress_kernels.int8 import scaled, scales_of
 from kvpress_kernels.launch import INTERPRETED, LOG2E, CompileCase, architecture, n_processors
 from kvpress_kernels.lowrank_project import project
-from kvpress_kernels.page_store import page_at
+from kvpress_kernels.page_store import page_at, words_of
 from kvpress_kernels.pages import PageLayout, Pages
 from kvpress_kernels.reference.work_list import WorkList
 from kvpress_kernels.softcap import tanh
@@ -34,7 +35,7 @@ from kvpress_kernels.split_reduce import split_reduce
 # a wider table must not compile anew in the middle of decoding; no load width depends on these
 @triton.jit(do_not_specialize=["n_columns", "share"])
 def _decode_reduced(
-    QUERY,  # [R, G, RK] projected, in the pages' dtype
+    QUERY,  # [R, G, RK] projected, in the pages' dtype, or over codes in the model's
     QUERY_REST,  # [R, G, RK], what that rounds off; None in float32
     ANCHOR,  # what entries count from
     PAGE_TABLE,  # [R, M] entries
@@ -57,6 +58,9 @@ def _decode_reduced(
     RV: tl.constexpr,
     RV_PADDED: tl.constexpr,
     PAGE: tl.constexpr,
+    CODES: tl.constexpr,  # whether pages hold codes and scales
+    RANK_STEP: tl.constexpr,  # all ranks are multiples of it
+    IN_UNITS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     BALANCED: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -80,10 +84,10 @@ def _decode_reduced(
         first = tl.program_id(1) * split_pages
         last = tl.minimum(first + split_pages, n_pages)
 
-    # The division and the product change nothing: they tell the compiler that rows start at multiples of 16 bytes.
+    # The division and the product change nothing: they tell the compiler what each token starts at a multiple of.
     rank_at = (row % n_kv_heads) * 2
-    key_rank = tl.load(RANKS + rank_at) // 8 * 8
-    value_rank = tl.load(RANKS + rank_at + 1) // 8 * 8
+    key_rank = tl.load(RANKS + rank_at) // RANK_STEP * RANK_STEP
+    value_rank = tl.load(RANKS + rank_at + 1) // RANK_STEP * RANK_STEP
 
     head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
     key_lane = tl.arange(0, RK_PADDED)
@@ -115,17 +119,22 @@ def _decode_reduced(
         next_entry = tl.load(row_table + p + 1, mask=p + 1 < last, other=0)
         stored = p * PAGE + token < n_tokens
         key_at = token[None, :] * key_rank + key_lane[:, None]
-        keys = tl.load(page + key_at, mask=stored[None, :] & is_key[:, None], other=0.0)  # [RK, P]
+        keys = tl.load(page + key_at, mask=stored[None, :] & is_key[:, None], other=0)  # [RK, P]
         # P >= 16 rows of a multiple of 8 numbers: the values start right behind them, at a multiple of 16 bytes
         value_at = PAGE * key_rank + token[:, None] * value_rank + value_lane[None, :]
-        values = tl.load(page + value_at, mask=stored[:, None] & is_value[None, :], other=0.0)  # [P, RV]
-        if UPCAST:
-            keys = keys.to(tl.float32)
-            values = values.to(tl.float32)
+        values = tl.load(page + value_at, mask=stored[:, None] & is_value[None, :], other=0)  # [P, RV]
+        if CODES:
+            word = tl.load(words_of(page, PAGE * (key_rank + value_rank)) + token, mask=stored, other=0)
+            key_scale, value_scale = scales_of(word)
+        # widened in the interpreter; codes are exact in every float dtype
+        keys = keys.to(query.dtype)
+        values = values.to(query.dtype)
 
         logits = tl.dot(query, keys, input_precision="ieee")  # [G, P]
         if QUERY_REST is not None:
             logits = tl.dot(rest, keys, logits, input_precision="ieee")
+        if CODES:
+            logits *= key_scale[None, :]
         if SOFTCAP:
             logits = tanh(logits * cap_factor)
         logits = tl.where(stored[None, :], logits, -float("inf"))
@@ -135,7 +144,13 @@ def _decode_reduced(
         # The multiply-add rounds once and next to zero, so that large logits keep their differences.
         weights = tl.exp2(tl.fma(logits, tl.full(logits.shape, logit_factor, tl.float32), -largest[:, None]))
         total = total * rescale + tl.sum(weights, 1)
-        output = tl.dot(weights.to(values.dtype), values, output * rescale[:, None], input_precision="ieee")
+        if CODES:
+            weights, unit = scaled(weights, value_scale, IN_UNITS)
+        output *= rescale[:, None]
+        if IN_UNITS:
+            output += unit * tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+        else:
+            output = tl.dot(weights.to(values.dtype), values, output, input_precision="ieee")
 
     # An item without pages leaves a maximum of -inf, at which the reduction does not read its output.
     tl.store(PARTIAL_MAX + item * GROUP + head, largest, mask=is_head)
@@ -164,7 +179,8 @@ def lowrank_decode(
 
     Args:
         query: [B, H, G, D], one token per sequence; row r = b * H + h.
-        pages: for every pair of ranks of a head, the pages of `PageLayout(P, rK, rV, dtype)`, all with one anchor.
+        pages: for every pair of ranks of a head, the pages of `PageLayout(P, rK, rV, dtype)`, all with one anchor; of one
+            float dtype, or all of int8.
         page_table: [R, M] int64 entries, contiguous. lengths: [R] int32 stored tokens, 0 to M * P; nothing at or beyond
             a row's length, and no number at or beyond its ranks, is read.
         ranks: [H, 2] int32, rK and rV of each head, multiples of 8 that are at least 8. They stay on the device, so
@@ -198,8 +214,9 @@ def lowrank_decode(
         items, share, first_item = work.row.numel(), work.chunk_pages, work.first_item
         grid = (items, 1, head_tiles)
 
-    reduced_query = query.new_empty((rows, group, key_rank), dtype=largest.dtype)
-    query_rest = None if largest.dtype == torch.float32 else torch.empty_like(reduced_query)
+    dtype = query.dtype if largest.is_int8 else largest.dtype
+    reduced_query = query.new_empty((rows, group, key_rank), dtype=dtype)
+    query_rest = None if dtype == torch.float32 else torch.empty_like(reduced_query)
     partial_output = query.new_empty((items, group, value_rank), dtype=torch.float32)
     partial_max = query.new_empty((items, group), dtype=torch.float32)
     partial_sum = torch.empty_like(partial_max)
@@ -227,10 +244,12 @@ def lowrank_decode(
                 largest,
                 group,
                 launch,
+                dtype=dtype,
+                rank_step=lowrank_launch.rank_step(pages),
                 softcap=softcap is not None,
                 balanced=work is not None,
                 # only bfloat16 is wrong in the interpreter: float16 takes the path of a device there
-                upcast=INTERPRETED and largest.dtype == torch.bfloat16,
+                upcast=INTERPRETED and dtype == torch.bfloat16,
             ),
             num_warps=launch.num_warps,
             num_stages=launch.num_stages,

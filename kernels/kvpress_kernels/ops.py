@@ -23,6 +23,7 @@ OPS = (
     "rerotate",
     "ragged_attention",
     "lowrank_decode",
+    "project_append",
 )
 #: ops of torch functions alone: nothing of theirs is compiled
 WITHOUT_KERNEL = ("work_list",)

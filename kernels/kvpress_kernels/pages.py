@@ -2,7 +2,12 @@
 
 A page is one run of bytes, so that one address finds all of it:
 
-    keys [P, Dk] | values [P, Dv] | positions [P] int32        (each part starts at a multiple of 16 bytes)
+    keys [P, Dk] | values [P, Dv] | positions [P] int32                              each part starts at a
+    keys [P, Dk] | values [P, Dv] | scales [P, 2] float16 | positions [P] int32      multiple of 16 bytes
+
+The second form is that of int8 pages: keys and values are codes, and `scales` are what a token's key and value codes are
+multiplied with. The two stand together, so that a token has one 32-bit word of them: the least that a load can copy ahead
+without waiting, and what `compact` moves. They follow the codes, so that these lie in pages of every dtype alike.
 
 Pages live in slabs, plain uint8 tensors that come from and go back to torch's allocator. A page table does not hold
 the number of a page but its *entry*: the distance of its first byte from the anchor, a small tensor that lives as long
@@ -18,6 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kvpress_kernels.reference.int8 import SCALE_DTYPE, dequantise, quantise
+
 #: bytes of one step of a page table entry
 UNIT_BYTES = 16
 #: pages are copied in pieces of this size
@@ -28,7 +35,10 @@ PAGE_ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class PageLayout:
-    """Shape of a page: `page_size` tokens of `key_dim` and `value_dim` numbers of `dtype`, and their positions."""
+    """Shape of a page: `page_size` tokens of `key_dim` and `value_dim` numbers of `dtype`, and their positions.
+
+    dtype: a float dtype, or torch.int8 for codes with a float16 scale for each key and value.
+    """
 
     page_size: int
     key_dim: int
@@ -36,14 +46,29 @@ class PageLayout:
     dtype: torch.dtype
 
     @property
+    def is_int8(self) -> bool:
+        """Whether keys and values are codes with scales."""
+        return self.dtype == torch.int8
+
+    @property
     def value_offset(self) -> int:
         """First byte of the values."""
         return _round_up(self.page_size * self.key_dim * self.dtype.itemsize, UNIT_BYTES)
 
     @property
+    def scale_offset(self) -> int:
+        """First byte of the scales, and of what follows the values in pages without."""
+        return self.value_offset + _round_up(self.page_size * self.value_dim * self.dtype.itemsize, UNIT_BYTES)
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of a token's two scales, 0 without."""
+        return 2 * SCALE_DTYPE.itemsize if self.is_int8 else 0
+
+    @property
     def position_offset(self) -> int:
         """First byte of the positions."""
-        return self.value_offset + _round_up(self.page_size * self.value_dim * self.dtype.itemsize, UNIT_BYTES)
+        return self.scale_offset + _round_up(self.page_size * self.scale_bytes, UNIT_BYTES)
 
     @property
     def nbytes(self) -> int:
@@ -52,8 +77,8 @@ class PageLayout:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes that one token occupies, position included, padding of the page not."""
-        return (self.key_dim + self.value_dim) * self.dtype.itemsize + 4
+        """Bytes that one token occupies, scales and position included, padding of the page not."""
+        return (self.key_dim + self.value_dim) * self.dtype.itemsize + self.scale_bytes + 4
 
 
 class PageViews(NamedTuple):
@@ -107,12 +132,20 @@ class Pages:
         del self._slabs[first]
 
     def read(self, entries: Tensor) -> PageViews:
-        """Copies of pages, for entries [m] on the host (or on the device, which is then waited for)."""
+        """Copies of pages, for entries [m] on the host (or on the device, which is then waited for).
+
+        Codes come as the numbers that they stand for, in float32, which holds each of them exactly.
+        """
         layout, n = self.layout, entries.numel()
         found = torch.empty((n, layout.nbytes), dtype=torch.uint8, device=self.device)
         for slab, index, where in self._located(entries):
             found[where] = slab[index]
-        return typed(found, layout)
+        views = typed(found, layout)
+        if not layout.is_int8:
+            return views
+        scales = typed_scales(found, layout)
+        keys, values = (dequantise(codes, scales[..., side], torch.float32) for side, codes in enumerate(views[:2]))
+        return PageViews(keys, values, views.positions)
 
     def read_positions(self, entries: Tensor) -> Tensor:
         """Positions [m, P] int32 of pages; their keys and values are not touched."""
@@ -128,9 +161,24 @@ class Pages:
         """
         for slab, index, where in self._located(entries):
             into, at = typed(slab, self.layout), slots.to(self.device)[where]
-            into.keys[index, at] = keys[where].to(self.layout.dtype)
-            into.values[index, at] = values[where].to(self.layout.dtype)
+            for side, (target, vectors) in enumerate(((into.keys, keys[where]), (into.values, values[where]))):
+                if self.layout.is_int8:
+                    target[index, at], typed_scales(slab, self.layout)[index, at, side] = quantise(vectors)
+                else:
+                    target[index, at] = vectors.to(self.layout.dtype)
             into.positions[index, at] = positions.to(self.device)[where].to(torch.int32)
+
+    def move(self, source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> None:
+        """Copy tokens with every bit, from (entries, slots) [m] each to other ones; all are read before any is written."""
+        held: list[Tensor] = []
+        for slab, index, where in self._located(source[0]):
+            for number, part in enumerate(self._parts(slab)):
+                if number == len(held):
+                    held.append(part.new_empty((source[0].numel(), *part.shape[2:])))
+                held[number][where] = part[index, source[1].to(self.device)[where]]
+        for slab, index, where in self._located(target[0]):
+            for part, tokens in zip(self._parts(slab), held, strict=True):
+                part[index, target[1].to(self.device)[where]] = tokens[where]
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy whole pages, entries [m] to entries [m]; no page may be in both. Takes COPY_BYTES besides."""
@@ -141,6 +189,11 @@ class Pages:
                 block[where] = slab[index]
             for slab, index, where in self._located(into):
                 slab[index] = block[where]
+
+    def _parts(self, raw: Tensor) -> list[Tensor]:
+        """Views [m, P, ...] of all that raw pages say of each token."""
+        parts = list(typed(raw, self.layout))
+        return [*parts, typed_scales(raw, self.layout)] if self.layout.is_int8 else parts
 
     def _located(self, entries: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(slab, indices of pages in it, places in `entries`) for every slab that holds some of the entries.
@@ -158,7 +211,7 @@ class Pages:
 
 
 def typed(raw: Tensor, layout: PageLayout) -> PageViews:
-    """Views of raw pages [m, page bytes] uint8."""
+    """Views of raw pages [m, page bytes] uint8, codes as they are."""
     end = layout.position_offset
     n_key = layout.page_size * layout.key_dim * layout.dtype.itemsize
     n_value = layout.page_size * layout.value_dim * layout.dtype.itemsize
@@ -169,6 +222,13 @@ def typed(raw: Tensor, layout: PageLayout) -> PageViews:
         .unflatten(1, (layout.page_size, layout.value_dim)),
         raw[:, end : end + 4 * layout.page_size].view(torch.int32),
     )
+
+
+def typed_scales(raw: Tensor, layout: PageLayout) -> Tensor:
+    """Scales [m, P, 2] float16, of keys and of values, in raw int8 pages [m, page bytes] uint8; a view."""
+    end = layout.scale_offset + layout.page_size * layout.scale_bytes
+    scales: Tensor = raw[:, layout.scale_offset : end].view(SCALE_DTYPE).unflatten(1, (layout.page_size, 2))
+    return scales
 
 
 def n_pages(lengths: Tensor, page_size: int) -> Tensor:

@@ -17,8 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kvpress_kernels import decode_launch
-from kvpress_kernels.launch import INTERPRETED, LOG2E, CompileCase, architecture, check_device, n_processors
-from kvpress_kernels.page_store import check_pages, page_at
+from kvpress_kernels.int8 import scaled, scales_of
+from kvpress_kernels.launch import LOG2E, CompileCase, architecture, check_device, check_dtype, n_processors
+from kvpress_kernels.page_store import check_pages, page_at, words_of
 from kvpress_kernels.pages import Pages
 from kvpress_kernels.reference.ragged_decode import Decoded, Statistics
 from kvpress_kernels.reference.work_list import WorkList
@@ -52,7 +53,9 @@ def _decode_pages(
     DV_PADDED: tl.constexpr,
     PAGE: tl.constexpr,
     VALUE_OFFSET: tl.constexpr,
+    SCALE_OFFSET: tl.constexpr,  # None where pages hold numbers and no codes
     STATISTICS: tl.constexpr,  # 0: none, 1: page_lse, 2: page_values too
+    BY_PAGE: tl.constexpr,  # each page has an output of its own: for statistics, and for weights in a unit of its own
     SOFTCAP: tl.constexpr,
     BALANCED: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -102,14 +105,19 @@ def _decode_pages(
         next_entry = tl.load(row_table + p + 1, mask=p + 1 < last, other=0)
         stored = p * PAGE + token < n_tokens
         key_at = token[None, :] * DK + key_dim[:, None]
-        keys = tl.load(page + key_at, mask=stored[None, :] & is_key[:, None], other=0.0)  # [DK, P]
+        keys = tl.load(page + key_at, mask=stored[None, :] & is_key[:, None], other=0)  # [DK, P]
         value_at = VALUE_OFFSET + token[:, None] * DV + value_dim[None, :]
-        values = tl.load(page + value_at, mask=stored[:, None] & is_value[None, :], other=0.0)  # [P, DV]
-        if UPCAST:
-            keys = keys.to(tl.float32)
-            values = values.to(tl.float32)
+        values = tl.load(page + value_at, mask=stored[:, None] & is_value[None, :], other=0)  # [P, DV]
+        if SCALE_OFFSET is not None:
+            word = tl.load(words_of(page, SCALE_OFFSET) + token, mask=stored, other=0)
+            key_scale, value_scale = scales_of(word)
+        # widened in the interpreter; codes are exact in every float dtype
+        keys = keys.to(query.dtype)
+        values = values.to(query.dtype)
 
         logits = tl.dot(query, keys, input_precision="ieee")  # [G, P]
+        if SCALE_OFFSET is not None:
+            logits *= key_scale[None, :]
         if SOFTCAP:
             logits = tanh(logits * cap_factor)
         logits = tl.where(stored[None, :], logits, -float("inf"))
@@ -118,21 +126,25 @@ def _decode_pages(
         rescale = tl.exp2(largest - new_largest)
         largest = new_largest
         # With statistics, weights are relative to the page itself: they must not vanish beside a far heavier page.
-        base = new_largest if STATISTICS == 0 else page_largest
+        base = page_largest if BY_PAGE else new_largest
         # The multiply-add rounds once and next to zero, so that large logits keep their differences.
         weights = tl.exp2(tl.fma(logits, tl.full(logits.shape, logit_factor, tl.float32), -base[:, None]))
         page_total = tl.sum(weights, 1)
-        if STATISTICS == 0:
+        unit = 1.0
+        if SCALE_OFFSET is not None:
+            weights, unit = scaled(weights, value_scale, BY_PAGE)
+        if not BY_PAGE:
             total = total * rescale + page_total
             output = tl.dot(weights.to(values.dtype), values, output * rescale[:, None], input_precision="ieee")
         else:
             page_share = tl.exp2(page_largest - largest)
-            page_output = tl.dot(weights.to(values.dtype), values, input_precision="ieee")  # [G, DV]
+            page_output = tl.dot(weights.to(values.dtype), values, input_precision="ieee") * unit  # [G, DV]
             total = total * rescale + page_total * page_share
             output = output * rescale[:, None] + page_output * page_share[:, None]
-            page_lse = (page_largest + tl.log2(page_total)) * 0.6931471805599453
-            statistic_at = (row * n_columns + p) * GROUP
-            tl.store(PAGE_LSE + statistic_at + head, page_lse, mask=is_head)
+            if STATISTICS > 0:
+                page_lse = (page_largest + tl.log2(page_total)) * 0.6931471805599453
+                statistic_at = (row * n_columns + p) * GROUP
+                tl.store(PAGE_LSE + statistic_at + head, page_lse, mask=is_head)
             if STATISTICS == 2:
                 page_values = (page_output / page_total[:, None]).to(PAGE_VALUES.dtype.element_ty)
                 tl.store(PAGE_VALUES + statistic_at * DV + output_at, page_values, mask=is_output)
@@ -159,7 +171,7 @@ def ragged_decode(
     """`softmax(scale * q k^T) v` over each row's pages; inference only, no gradient, no wait for the device.
 
     Args:
-        query: [B, Hkv, G, Dk] in the pages' dtype, one token per sequence; row r = b * Hkv + h.
+        query: [B, Hkv, G, Dk] in the pages' dtype, or in any for int8 pages, one token per sequence; row r = b * Hkv + h.
         pages: where the tokens are. page_table: [R, M] int64 entries of `pages`, contiguous. lengths: [R] int32 stored
             tokens, 0 to M * P; nothing at or beyond a row's length is read.
         scale: positive factor of the logits. softcap: logits become softcap * tanh(logits / softcap).
@@ -203,7 +215,8 @@ def ragged_decode(
         launch,
         softcap=softcap is not None,
         balanced=work is not None,
-        upcast=INTERPRETED,
+        upcast=decode_launch.upcast(layout, query.dtype),
+        dtype=query.dtype,
     )
     if items:
         _decode_pages[grid](
@@ -258,7 +271,8 @@ def _check(
     check_pages(pages, page_table, lengths, batch * n_kv_heads)
     if layout.page_size < 16:
         raise ValueError(f"kernels need pages of at least 16 tokens to attend, got {layout.page_size}")
-    if query.dtype != layout.dtype:
+    check_dtype(query, "query")
+    if query.dtype != layout.dtype and not layout.is_int8:
         raise ValueError(f"query is {query.dtype}, but the pages hold {layout.dtype}")
     check_device(query, pages.anchor, page_table, lengths, sinks, *(() if work is None else work[:3]))
     if scale <= 0 or (softcap is not None and softcap <= 0):

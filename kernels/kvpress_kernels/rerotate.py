@@ -49,9 +49,11 @@ def rerotate(pages: Pages, page_table: Tensor, lengths: Tensor, shifts: Tensor, 
     dimension i + D (half split, as in Llama); dimensions from 2 D on (partial rotary) are left alone, and so are stored
     positions. Formula: `kvpress_kernels.reference.rerotate`.
 
-    Computed in float32. Never waits for the device. Raises ValueError for tensors that do not fit together.
+    Computed in float32. Never waits for the device. Raises ValueError for tensors that do not fit together, and for int8 pages.
     """
     layout = pages.layout
+    if layout.is_int8:
+        raise ValueError("keys in eight bits cannot be turned: each turn would round them again; store them in 16 bits")
     check_pages(pages, page_table, lengths)
     rows, n_pages = page_table.shape
     if shifts.shape != (rows, n_pages * layout.page_size) or shifts.dtype != torch.int32 or not shifts.is_contiguous():

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from kvpress.attach import attach, detach
-from kvpress.backend import BackendRequest
 from kvpress.cache import CompressedCache
 from kvpress.cache.formats import LayerFormat
 from kvpress.errors import KvpressError
@@ -101,7 +100,7 @@ def make_arms(model: PreTrainedModel, quarter: Recorder, ids: Tensor) -> dict[st
 
 def _filled(model: PreTrainedModel, quarter: Recorder, formats: Sequence[LayerFormat]) -> CompressedCache:
     """A cache that keeps every token that the quarter was given, stored in these formats."""
-    cache = CompressedCache(model, "full", backend=BackendRequest("torch", "packed") if formats[0].dtype else "auto")
+    cache = CompressedCache(model, "full")
     cache.plan.formats = formats
     cache.begin_prompt(quarter.get_seq_length())
     compressed = {layer.index: layer for layer in cache.compressed_layers}

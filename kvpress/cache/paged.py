@@ -35,10 +35,10 @@ class PagedStore:
         Args:
             keys: [B, H, n, D], values: [B, H, n, Dv].
             kept: for each (row, head), row-major, the ascending columns [m] to store; m may differ.
-            pool: where pages come from; its layout must fit keys and values.
+            pool: where pages come from; its layout must fit keys and values, and may be one of int8.
             backend: who runs the ops, "torch" or "triton".
         """
-        self.n_heads, self.backend = keys.shape[1], backend
+        self.n_heads, self.backend, self.dtype = keys.shape[1], backend, keys.dtype
         self.lengths = [int(columns.numel()) for columns in kept]
         self.table = PageTable(pool, len(kept))
         self._set_lengths(self.lengths)
@@ -60,7 +60,7 @@ class PagedStore:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of one stored token in one head, position included."""
+        """Bytes of one stored token in one head, scales and position included."""
         return self.table.pool.layout.token_bytes
 
     @property
@@ -133,10 +133,11 @@ class PagedStore:
         self._set_lengths(self.lengths)
 
     def segment(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Copies of one row's keys [n, D], values [n, Dv] and positions [n]."""
+        """Copies of one row's keys [n, D] and values [n, Dv], in the model's dtype, and positions [n]."""
         n = self.lengths[index]
         found = self._pages.read(self.table.row(index, -(-n // self.page_size)))
-        return found.keys.flatten(0, 1)[:n], found.values.flatten(0, 1)[:n], found.positions.flatten()[:n]
+        keys, values = (part.flatten(0, 1)[:n].to(self.dtype) for part in (found.keys, found.values))
+        return keys, values, found.positions.flatten()[:n]
 
     def bases(self, index: int) -> None:
         """None: what a segment shows is of full size."""

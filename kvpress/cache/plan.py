@@ -129,13 +129,13 @@ class Plan:
     def backend_for(self, keys: torch.Tensor, values: torch.Tensor) -> Backend:
         """The backend of a layer with keys and values like these, noted for the report."""
         request = self.request
-        changed = any(form.dtype is not None for form in self.formats)
-        if changed and (request.backend, request.store) == ("auto", "auto"):
+        cast = any(form.dtype not in (None, torch.int8) for form in self.formats)
+        if cast and (request.backend, request.store) == ("auto", "auto"):
             request = replace(request, store="packed", graphs=False)
         backend = request.resolve(keys.device, keys.dtype, (keys.shape[-1], values.shape[-1]))
-        if backend.store == "paged" and changed:
+        if backend.store == "paged" and cast:
             raise InputError(
-                "the paged store keeps the model's dtype only: use store 'packed' with representation 'int8' or a dtype"
+                "the paged store keeps the model's dtype or int8: use store 'packed' with another dtype of the representation"
             )
         self.backends.add(backend)
         return backend

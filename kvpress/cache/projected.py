@@ -82,8 +82,8 @@ class ProjectedStore:
 
     def decode(self, query: Tensor, **options: Any) -> Tensor:
         """Attention of one token a row: query [B, H, G, D] -> [B, H, G, Dv]."""
-        paged = [part for part in self.parts if isinstance(part, PagedStore) and part.backend == "triton"]
-        if len(paged) == len(self.parts):
+        paged = self._in_kernels()
+        if paged is not None:
             return self._decode_pages(paged, query, options)
         return self._attention(query, options, lambda part, own, chosen: part.decode(own, **chosen))
 
@@ -109,6 +109,10 @@ class ProjectedStore:
 
     def append(self, keys: Tensor, values: Tensor, columns: Tensor, valid: Tensor | None = None) -> None:
         """Add new tokens at the end of every segment: keys [B, H, q, D], values, columns [q]; valid: [B, q] on the host."""
+        paged = self._in_kernels()
+        if paged is not None:
+            self._append_to_pages(paged, keys, values, columns, valid)
+            return
         for bucket, part in zip(self.projection.buckets, self.parts, strict=True):
             own = take_heads(keys, bucket.heads), take_heads(values, bucket.heads)
             part.append(*bucket.reduce(*own), columns, valid)
@@ -139,6 +143,31 @@ class ProjectedStore:
         new._joint = None
         new.parts = [type(parts[0]).joined(parts) for parts in zip(*(store.parts for store in stores), strict=True)]
         return new
+
+    def _in_kernels(self) -> list[PagedStore] | None:
+        """All parts, where one launch can serve heads of all ranks; else None."""
+        paged = [part for part in self.parts if isinstance(part, PagedStore) and part.backend == "triton"]
+        return paged if len(paged) == len(self.parts) else None
+
+    def _append_to_pages(
+        self, parts: Sequence[PagedStore], keys: Tensor, values: Tensor, columns: Tensor, valid: Tensor | None
+    ) -> None:
+        """Project and store in one launch, and count in every part."""
+        counts = [keys.shape[2]] * self.n_rows if valid is None else [int(row.sum()) for row in valid]
+        new = [[count for count in counts for _ in range(part.n_heads)] for part in parts]
+        for part, more in zip(parts, new, strict=True):
+            part.reserve(more)
+        table, lengths = self._joint_table(parts)
+        padded = self.projection.padded
+        pages = [part.table.pool.pages for part in parts]
+        op("project_append", "triton")(
+            keys, values, columns, pages, table, lengths, padded.ranks, padded.keys, padded.values,
+            valid=None if valid is None else valid.to(keys.device),
+        )  # fmt: skip
+        for part, more in zip(parts, new, strict=True):
+            part.advance(more)
+            if len(parts) > 1:  # the kernel has counted in a copy
+                part.reset_device_lengths()
 
     def _decode_pages(self, parts: Sequence[PagedStore], query: Tensor, options: dict[str, Any]) -> Tensor:
         """One launch for all heads: the kernel takes each row's ranks as data."""

@@ -212,7 +212,7 @@ def empty_storage(
     page_size, page_bytes = together[0][0], -(-sum(nbytes for _, nbytes in together) // len(together))
 
     def make_inner(keys: Tensor, values: Tensor, columns: Sequence[Tensor]) -> PackedStore | PagedStore:
-        layout = backend.layout(keys.shape[-1], values.shape[-1], keys.dtype)
+        layout = backend.layout(keys.shape[-1], values.shape[-1], form.dtype or keys.dtype)
         if layout is None:
             return PackedStore(keys, values, columns, form.dtype)
         return PagedStore(keys, values, columns, pool_of(keys.device, layout), backend.name)
@@ -227,7 +227,7 @@ def empty_storage(
 
 def _together(form: LayerFormat, ranks: tuple[int, int], backend: Backend, dtype: torch.dtype) -> tuple[int, int]:
     """Tokens that a head with these ranks stores together, and their bytes."""
-    layout = backend.layout(*ranks, dtype)
+    layout = backend.layout(*ranks, form.dtype or dtype)
     if layout is None:
         return 1, form.token_bytes(ranks, dtype.itemsize)
     return layout.page_size, layout.nbytes + 12  # its place in the page table, and the row's length

@@ -35,9 +35,7 @@ def check(append, rows: Rows, batch: int, columns: torch.Tensor, valid=None, dty
         for t in range(n_tokens):
             if valid is None or valid[b, t]:
                 token = rows.token(expected, row, lengths[row])
-                token.key.copy_(keys[b, h, t])
-                token.value.copy_(values[b, h, t])
-                token.position.fill_(int(columns[t]))
+                token.store(keys[b, h, t], values[b, h, t], int(columns[t]))
                 lengths[row] += 1
     append(keys, values, columns, rows.pages, rows.table, rows.lengths, valid=valid)
     expected.assert_equals_pages()
@@ -70,6 +68,29 @@ def test_dtypes_and_dims(append, dtype, key_dim, value_dim):
 def test_tokens_are_stored_in_the_dtype_of_the_pages(append):
     rows = rows_with_room([3, 16], PageLayout(16, 16, 16, torch.float16), 2)
     check(append, rows, 2, torch.arange(2), dtype=torch.float32)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("n_tokens", [1, 3])
+def test_codes_are_those_of_the_reference(append, dtype, n_tokens):
+    rows = rows_with_room([3, 16], PageLayout(16, 24, 40, torch.int8), n_tokens)
+    check(append, rows, 1, torch.arange(n_tokens), dtype=dtype)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "row", [[0.0] * 8, [-0.0] * 8, [1e-9] * 8, [7e-6, -2e-6, *[0.0] * 6], [3e8, -1.0, *[0.0] * 6], [1e3, *[1e-3] * 7],
+            [0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 127.0, 0.0], [65504.0 * 127, *[1.0] * 7], [3e38, -3e38, *[1.0] * 6]]
+)  # fmt: skip
+def test_codes_of_extreme_vectors(append, row):
+    """Zeros, numbers below the smallest scale and above the largest, an outlier, and halves, which round to even."""
+    rows = rows_with_room([3], PageLayout(16, 8, 8, torch.int8), 1)
+    keys = torch.tensor(row).view(1, 1, 1, 8)
+    expected = rows.image()
+    rows.token(expected, 0, 3).store(keys[0, 0, 0], -keys[0, 0, 0], 7)
+    append(keys, -keys, torch.tensor([7]), rows.pages, rows.table, rows.lengths)
+    expected.assert_equals_pages()
 
 
 @BOTH

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 #: cases that the interpreter takes long for: every so many of them
 EVERY = {
     "window_scores": 8, "cumulative_mass": 6, "ragged_attention": 3, "ragged_decode": 5, "compact": 3, "append": 2,
-    "leave_one_out": 2, "joint_change": 2, "split_reduce": 2, "lowrank_decode": 2,
+    "leave_one_out": 2, "joint_change": 2, "split_reduce": 2, "lowrank_decode": 2, "project_append": 2,
 }  # fmt: skip
 
 

@@ -36,10 +36,7 @@ def check(compact, rows: Rows, kept: list[list[int]]) -> None:
     before, expected = rows.image(), rows.image()
     for row, slots in enumerate(kept):
         for target, source in enumerate(slots):
-            old, new = rows.token(before, row, source), rows.token(expected, row, target)
-            new.key.copy_(old.key)
-            new.value.copy_(old.value)
-            new.position.copy_(old.position)
+            rows.token(expected, row, target).copy_(rows.token(before, row, source))
     compact(rows.pages, rows.table, rows.lengths, *ragged(kept))
     expected.assert_equals_pages()
     assert rows.lengths.tolist() == [len(slots) for slots in kept]
@@ -79,6 +76,25 @@ def test_special_choices(compact, kept, small_tiles):
 def test_dtypes_and_dims(compact, dtype, key_dim, value_dim):
     rows = Rows([35, 12], PageLayout(16, key_dim, value_dim, dtype))
     check(compact, rows, [some(35, 0.5, rows), some(12, 0.5, rows)])
+
+
+@BOTH
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(24, 24), (80, 64), (4, 96)])
+def test_codes_move_with_their_scales(compact, key_dim, value_dim):
+    rows = Rows([35, 12, 17], PageLayout(16, key_dim, value_dim, torch.int8))
+    check(compact, rows, [some(int(length), 0.5, rows) for length in rows.lengths])
+
+
+@BOTH
+def test_codes_with_the_smallest_scales_are_not_made_anew(compact):
+    """Of numbers below 127 times the smallest scale other codes would be found than these."""
+    rows = Rows([6], PageLayout(16, 8, 8, torch.int8))
+    image = rows.image()
+    token = rows.token(image, 0, 5)
+    token.store(torch.full((8,), 7.2e-6), torch.full((8,), -1e-7), 9)
+    for (_, raw), slab in zip(image.slabs, rows.pages.slabs, strict=True):
+        slab.copy_(raw.view_as(slab))
+    check(compact, rows, [[2, 5]])
 
 
 @BOTH

@@ -33,8 +33,8 @@ def ragged(kept: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 def prefill(rows: Rows, batch: int, dtype: torch.dtype | None = None):
     """Keys and values of all tokens, as views [B, Hkv, n, D] of [B, n, Hkv, D]."""
     layout, n_kv = rows.layout, len(rows.lengths) // batch
-    dims = (layout.key_dim, layout.value_dim)
-    return [rows.normal(batch, N_TOKENS, n_kv, dim, dtype=dtype or layout.dtype).transpose(1, 2) for dim in dims]
+    dims, dtype = (layout.key_dim, layout.value_dim), dtype or layout.dtype
+    return [rows.normal(batch, N_TOKENS, n_kv, dim, dtype=dtype).transpose(1, 2) for dim in dims]
 
 
 def check(gather_pages, rows: Rows, batch: int, kept: list[list[int]], max_kept: int | None = None, dtype=None) -> None:
@@ -44,9 +44,7 @@ def check(gather_pages, rows: Rows, batch: int, kept: list[list[int]], max_kept:
     for row, chosen in enumerate(kept):
         for slot, column in enumerate(chosen):
             token = rows.token(expected, row, slot)
-            token.key.copy_(keys[row // n_kv, row % n_kv, column])
-            token.value.copy_(values[row // n_kv, row % n_kv, column])
-            token.position.fill_(column)
+            token.store(keys[row // n_kv, row % n_kv, column], values[row // n_kv, row % n_kv, column], column)
     columns, offsets = ragged(kept)
     most = max(map(len, kept)) if max_kept is None else max_kept
     gather_pages(keys, values, columns, offsets, rows.pages, rows.table, max_kept=most)
@@ -77,6 +75,14 @@ def test_dtypes_and_dims(gather_pages, dtype, key_dim, value_dim):
 def test_tokens_are_stored_in_the_dtype_of_the_pages(gather_pages):
     kept = [evenly(18), evenly(5)]
     check(gather_pages, empty_rows(kept, PageLayout(16, 16, 16, torch.float16)), 1, kept, dtype=torch.float32)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("page_size", [16, 32])
+def test_codes_are_those_of_the_reference(gather_pages, dtype, page_size):
+    kept = [evenly(n) for n in (0, 1, page_size - 1, page_size, page_size + 1, 50)]
+    check(gather_pages, empty_rows(kept, PageLayout(page_size, 24, 40, torch.int8)), 2, kept, dtype=dtype)
 
 
 @BOTH

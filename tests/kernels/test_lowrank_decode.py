@@ -37,10 +37,10 @@ def normal(*shape: int, seed: int, dtype=torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def make(lengths, ranks=RANKS, group=2, dim=64, page=16, dtype=torch.float32) -> tuple[tuple, Reduced]:
-    """Operands of a step over rows of `lengths`, and what holds them."""
+def make(lengths, ranks=RANKS, group=2, dim=64, page=16, dtype=torch.float32, held=None) -> tuple[tuple, Reduced]:
+    """Operands of a step over rows of `lengths`, and what holds them. held: dtype of the pages, that of the query by default."""
     heads = len(ranks)
-    held = reduced(CPU, page, dtype, ranks, lengths)
+    held = reduced(CPU, page, held or dtype, ranks, lengths)
     query = normal(len(lengths) // heads, heads, group, dim, seed=1, dtype=dtype)
     both = (bases(CPU, dim, [pair[i] for pair in ranks], seed=i) for i in (0, 1))
     return (query, held.pages, held.page_table, held.lengths, held.ranks, *both), held
@@ -103,6 +103,19 @@ def test_reference_is_attention_over_projected_keys_and_values(softcap, with_sin
 
 
 # --- the kernel
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FP32), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize("ranks", [RANKS, [(16, 64), (64, 16), (48, 16), (32, 32)]])
+def test_codes(dtype, tolerance, ranks):
+    """Ranks that are multiples of 8, and of 16, as wider loads need."""
+    operands, held = make([0, 17, 40, 15], ranks, group=3, dtype=dtype, held=torch.int8)
+    options = {"sinks": normal(12, seed=8), "softcap": 5.0, "lost": normal(4, 64, seed=9)}
+    work = work_list(held.lengths, 16, held.page_table.shape[1], 2)
+    for chosen in ({}, options):
+        expected = wide(operands, **chosen)
+        assert error(kernel(*operands, scale=0.2, **chosen), expected) <= tolerance
+        assert error(kernel(*operands, scale=0.2, work=work, **chosen), expected) <= tolerance
 
 
 @pytest.mark.parametrize("page", [16, 32])

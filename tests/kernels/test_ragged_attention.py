@@ -30,26 +30,28 @@ def brute_force(
     image, out = rows.image(), torch.zeros(*query.shape[:4], rows.layout.value_dim, dtype=torch.float64)
     for row, length in enumerate(rows.lengths.tolist()):
         b, h = divmod(row, n_kv)
-        tokens = [rows.token(image, row, slot) for slot in range(length)]
+        tokens = [
+            (*token.numbers(), token.position) for slot in range(length) if (token := rows.token(image, row, slot))
+        ]
         for g in range(group):
             for q in range(n_queries):
-                seen = [token for token in tokens if int(token.position) <= int(query_positions[q])]
-                logits = [scale * float(query[b, h, g, q].double() @ token.key.double()) for token in seen]
+                seen = [token for token in tokens if int(token[2]) <= int(query_positions[q])]
+                logits = [scale * float(query[b, h, g, q].double() @ key) for key, _, _ in seen]
                 if softcap is not None:
                     logits = [softcap * math.tanh(logit / softcap) for logit in logits]
                 sink = [] if sinks is None else [float(sinks[h * group + g])]
                 top = max([*logits, *sink], default=0.0)
                 total = math.fsum(math.exp(logit - top) for logit in [*logits, *sink])
-                for logit, token in zip(logits, seen, strict=True):
-                    out[b, h, g, q] += math.exp(logit - top) / total * token.value.double()
+                for logit, (_, value, _) in zip(logits, seen, strict=True):
+                    out[b, h, g, q] += math.exp(logit - top) / total * value
     return out
 
 
-def queries(rows: Rows, batch: int, group: int, n_queries: int, size: float = 1.0) -> Tensor:
+def queries(rows: Rows, batch: int, group: int, n_queries: int, size: float = 1.0, dtype=None) -> Tensor:
     """As a model makes them: a view [B, Hkv, G, Q, D] of [B, Q, Hkv, G, D]."""
     n_kv, layout = len(rows.lengths) // batch, rows.layout
     made = size * rows.normal(batch, n_queries, n_kv, group, layout.key_dim)
-    return made.to(layout.dtype).permute(0, 2, 3, 1, 4)
+    return made.to(dtype or layout.dtype).permute(0, 2, 3, 1, 4)
 
 
 def check(
@@ -68,7 +70,7 @@ def check(
     wanted = brute_force(rows, query, query_positions, **options)
     assert found.shape == wanted.shape
     assert found.dtype == query.dtype
-    assert (found.double() - wanted).norm() <= TOLERANCE[rows.layout.dtype] * wanted.norm()
+    assert (found.double() - wanted).norm() <= TOLERANCE[query.dtype] * wanted.norm()
     assert not found[wanted.abs().sum(-1) == 0].any()  # exactly zero where nothing is seen
     before.assert_equals_pages()
     return found
@@ -105,6 +107,17 @@ def test_dtypes_and_dims(attention, dtype, key_dim, value_dim):
     rows = Rows([21, 5], PageLayout(16, key_dim, value_dim, dtype))
     query = queries(rows, 1, 2, 3)
     check(attention, rows, query, in_the_middle(rows, 3), scale=key_dim**-0.5)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("group", "dims", "softcap"), [(1, (16, 16), None), (3, (80, 64), 20.0), (7, (24, 40), None)])
+def test_codes(attention, dtype, group, dims, softcap):
+    rows = Rows([0, 1, 15, 16, 17, 40], PageLayout(16, *dims, torch.int8))
+    query = queries(rows, 2, group, 3, dtype=dtype)
+    check(
+        attention, rows, query, in_the_middle(rows, 3), softcap=softcap, sinks=SINKS[: 3 * group] if group < 3 else None
+    )
 
 
 def test_the_reference_in_float64():

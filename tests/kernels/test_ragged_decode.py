@@ -293,8 +293,74 @@ def test_bad_input(change, message):
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
 def test_compile_cases_name_every_argument(arch):
     cases = compile_cases(arch)
-    assert len({case.config for case in cases}) == len(cases) <= 26
+    assert len({case.config for case in cases}) == len(cases) <= 31
     for case in cases:
         assert set(case.types) | set(case.constants) == set(case.kernel.arg_names)
         assert not set(case.types) & set(case.constants)
         assert not case.constants["UPCAST"]
+
+
+# --- codes: the reference reads what they stand for
+
+
+def outliers(rows: Rows) -> None:
+    """Rows of zeros, one huge number among small ones, and values below the smallest scale."""
+    for row, length in enumerate(rows.lengths.tolist()):
+        slots, size = torch.arange(length), rows.layout.page_size
+        held = rows.pages.read(rows.table[row, : -(-length // size)])
+        keys, values = (part.flatten(0, 1)[:length].clone() for part in held[:2])
+        keys[::5], values[1::5] = 0, 0
+        keys[2::5, 0], values[3::5, 1] = 60, -3000
+        values[4::5] = 1e-9
+        rows.pages.write(rows.table[row][slots // size], slots % size, keys, values, slots)
+
+
+@pytest.mark.parametrize("statistics", ["none", "values"])
+@pytest.mark.parametrize(("group", "dims", "size"), [(1, (16, 16), 16), (7, (80, 64), 32), (20, (24, 40), 16)])
+def test_codes(statistics, group, dims, size):
+    lengths = [0, 1, size - 1, size, size + 1, 64]
+    _, rows = make(lengths, group, n_kv=2, layout=PageLayout(size, *dims, torch.int8))
+    query = rows.normal(3, 2, group, dims[0])
+    for change in (lambda rows: None, outliers):
+        change(rows)
+        found, expected = (
+            decode(op, q, rows, statistics=statistics) for op, q in ((kernel, query), (reference, query.double()))
+        )
+        assert error(found.output_wide, expected.output_wide) <= FP32
+        if statistics == "values":
+            at = used(rows)
+            torch.testing.assert_close(found.page_lse[at].double(), expected.page_lse[at], rtol=FP32, atol=2e-6)
+            assert error(found.page_values[at], expected.page_values[at].double()) <= FP32
+
+
+@pytest.mark.parametrize("statistics", ["none", "values"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-3), (torch.bfloat16, FP32)])
+@pytest.mark.parametrize("size", [1e-5, 1.0, 1e4])
+def test_codes_under_half_precision_queries(dtype, tolerance, size, statistics):
+    """Weights times scales keep their digits, whatever the size of the values: in float16 as on a device."""
+    _, rows = make([0, 40, 17], layout=PageLayout(16, 64, 64, torch.int8))
+    for row in (1, 2):
+        slots = torch.arange(int(rows.lengths[row]))
+        keys, values = rows.normal(len(slots), 64), size * rows.normal(len(slots), 64)
+        rows.pages.write(rows.table[row][slots // 16], slots % 16, keys, values, slots)
+    query = rows.normal(3, 1, 3, 64, dtype=dtype)
+    found, expected = (
+        decode(op, q, rows, statistics=statistics) for op, q in ((kernel, query), (reference, query.double()))
+    )
+    assert error(found.output_wide, expected.output_wide) <= tolerance
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize(("softcap", "balanced"), [(None, True), (50.0, False)])
+def test_large_logits_over_codes(sign, softcap, balanced):
+    """Logits around +-80, and around 10,000 without their scale in float16, where nothing may overflow."""
+    _, rows = make([150, 40, 16], group=2, layout=PageLayout(16, 16, 16, torch.int8), reserved=[200, 200, 200])
+    change_keys(rows, lambda keys: torch.cat([keys[:, :-1], torch.full_like(keys[:, :1], 5 * sign)], 1))
+    for dtype, tolerance in ((torch.float32, 8e-6), (torch.float16, 2e-3)):  # of 80, the scales round off 5e-6
+        query = rows.normal(3, 1, 2, 16)
+        query[..., -1] = 64
+        query = query.to(dtype)
+        options = {"softcap": softcap, "sinks": 70 * torch.ones(2)}
+        expected = decode(reference, query.double(), rows, **options)
+        work = work_list(rows.lengths, 16, rows.table.shape[1], 2) if balanced else None
+        assert error(decode(kernel, query, rows, work=work, **options).output_wide, expected.output_wide) <= tolerance

@@ -106,6 +106,14 @@ def test_turning_in_two_steps_is_turning_once(rerotate):
         torch.testing.assert_close(one, two, rtol=0, atol=2e-6)
 
 
+@BOTH
+def test_codes_are_not_turned(rerotate):
+    rows = Rows([3], PageLayout(16, 8, 8, torch.int8))
+    table = torch.zeros(4, 4)
+    with pytest.raises(ValueError, match="keys in eight bits cannot be turned"):
+        rerotate(rows.pages, rows.table, rows.lengths, torch.zeros(1, 32, dtype=torch.int32), table, table)
+
+
 def test_bad_input():
     rows, _, shifts = case([5, 20], PageLayout(16, 16, 16, torch.float32), 8)
     cos, sin = tables(8)

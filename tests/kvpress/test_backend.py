@@ -1,5 +1,7 @@
 """The backend rule: what `auto` takes, what is refused and with which sentence, and that reports name it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_models import prompts, tiny
@@ -7,6 +9,8 @@ from tiny_models import prompts, tiny
 import kvpress
 import kvpress_kernels.launch
 from kvpress.backend import BackendRequest
+from kvpress.cache.formats import LayerFormat
+from kvpress.cache.plan import Plan
 from kvpress.errors import InputError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
@@ -34,6 +38,26 @@ def test_auto_takes_the_kernels_where_they_can_run():
     assert chosen(store="paged") == ("triton", "paged")
     assert chosen(CPU, store="paged") == ("torch", "paged")
     assert chosen(backend="torch") == ("torch", "packed")
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [(None, ("triton", "paged")), (torch.int8, ("triton", "paged")), (torch.float16, ("torch", "packed"))],
+)
+def test_auto_keeps_eight_bits_in_pages(stored, expected):
+    plan = Plan(kvpress.Contract.load("full"), 1, formats=[LayerFormat(dtype=stored)])
+    there = SimpleNamespace(device=GPU, dtype=torch.bfloat16, shape=(1, 2, 3, 128))
+    backend = plan.backend_for(there, there)
+    assert (backend.name, backend.store) == expected
+
+
+def test_another_dtype_in_pages_is_refused():
+    plan = Plan(kvpress.Contract.load("full"), 1, request=BackendRequest("torch", "paged"))
+    plan.formats = [LayerFormat(dtype=torch.float16)]
+    there = torch.zeros(1, 2, 3, 128)
+    with pytest.raises(InputError, match="the paged store keeps the model's dtype or int8"):
+        plan.backend_for(there, there)
 
 
 @pytest.mark.usefixtures("compiled")

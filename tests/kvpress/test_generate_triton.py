@@ -7,6 +7,7 @@ from matryoshka_support import bases_of, small_model
 from tiny_models import prompts, tiny
 
 import kvpress
+from kvpress.cache import projected
 from kvpress.matryoshka.bases import Ranks
 from kvpress.matryoshka.checkpoint import Header, ModelId, Projection, RankTable, save_projection
 
@@ -84,9 +85,33 @@ def test_second_turn():
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("ranks", ["uniform", "searched"])
-def test_projections(tmp_path, ranks):
+def test_full_budget_in_int8():
+    ids, mask = prompts(2, 40, [9, 0])
+    contract = kvpress.Contract.load("full").swap(representation="int8")
+    expected, found = both(tiny("gpt_oss", layers=2), contract, input_ids=ids, attention_mask=mask)
+    assert torch.equal(expected[0], found[0])
+
+
+def test_a_preset_in_int8():
+    ids, mask = prompts(2, 64, [13, 0])
+    contract = small("adakv").swap(representation="int8")
+    expected, found = both(tiny("llama", layers=1), contract, input_ids=ids, attention_mask=mask)
+    assert expected[1] == found[1]
+    assert torch.equal(expected[0], found[0])
+
+
+def test_eviction_while_decoding_in_int8():
+    contract = small("h2o", schedule={"kind": "every_decode_steps", "n": 2}).swap(representation="int8")
+    expected, found = both(tiny("llama", layers=1), contract, input_ids=prompts(1, 64)[0])
+    assert expected[1] == found[1]
+    assert torch.equal(expected[0], found[0])
+
+
+@pytest.mark.parametrize(("ranks", "int8"), [("uniform", False), ("searched", False), ("searched", True)])
+def test_projections(tmp_path, monkeypatch, ranks, int8):
     """One launch for heads of all ranks, against a torch store for each rank."""
+    launched, real = [], projected.op
+    monkeypatch.setattr(projected, "op", lambda *names: launched.append(names) or real(*names))
     model = small_model(torch.float32)
     table = Ranks(((8, 32), (24, 24)), ((16, 8), (32, 24)))
     searched = table.share([(2, 32, 32)] * 2)
@@ -95,9 +120,17 @@ def test_projections(tmp_path, ranks):
     identity = ModelId.of(model, "small")
     header = Header(model=identity, layers=(0, 1), tables=tables)
     save_projection(tmp_path / "p.safetensors", Projection(header=header, bases=bases_of(model)))
-    stored = {"kind": "orthogonal", "file": str(tmp_path / "p.safetensors"), "share": share, "ranks": ranks}
+    stored = {
+        "kind": "orthogonal",
+        "file": str(tmp_path / "p.safetensors"),
+        "share": share,
+        "ranks": ranks,
+        "int8": int8,
+    }
     contract = small("snapkv").swap(representation=stored)
     ids, mask = prompts(2, 64, [13, 0])
     expected, found = both(model, contract, input_ids=ids, attention_mask=mask)
     assert expected[1] == found[1]
     assert torch.equal(expected[0], found[0])
+    # two layers; the prompt gives the first of four tokens
+    assert launched.count(("project_append", "triton")) == launched.count(("lowrank_decode", "triton")) == 2 * 3

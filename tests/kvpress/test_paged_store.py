@@ -309,3 +309,46 @@ def test_one_large_sparse_slab_shrinks():
     store.keep([torch.arange(4)] * 40)
     assert pool.n_pages == 40
     assert torch.equal(store.segment(7)[0], keys[3, 1, :4])
+
+
+def test_bytes_of_eight_bits_are_those_of_codes_scales_and_positions():
+    pool = PagePool(PageLayout(16, 24, 40, torch.int8), "cpu")
+    assert (pool.layout.scale_offset, pool.layout.position_offset) == (16 * 64, 16 * 64 + 16 * 4)
+    assert pool.layout.nbytes == 16 * (24 + 40 + 4 + 4)
+    assert pool.layout.token_bytes == 24 + 40 + 4 + 4
+    keys = torch.randn(1, 2, 30, 40, dtype=torch.bfloat16)
+    store = PagedStore(keys[..., :24], keys, [torch.arange(30), torch.arange(16)], pool, "torch")
+    assert store.nbytes == 3 * pool.layout.nbytes + store.table.device.nbytes + 2 * 4
+    assert store.slack_bytes == 2 * pool.layout.token_bytes
+    shown = store.segment(1)
+    assert (shown[0].dtype, shown[1].shape) == (torch.bfloat16, (16, 40))
+
+
+def test_a_budget_in_bytes_counts_pages_of_eight_bits():
+    model, ids, budget = tiny("llama"), prompts(1, 400)[0], 30_000
+    kept = {}
+    for representation in ("model", "int8"):
+        contract = kvpress.Contract.load("snapkv", f"{budget}B").swap(representation=representation)
+        request = BackendRequest("torch", "paged", 16)
+        with torch.no_grad(), kvpress.CompressedCache(model, contract, backend=request) as cache:
+            model(input_ids=ids, past_key_values=cache)
+            stores = [layer.storage.store for layer in cache.compressed_layers]
+            assert 0.8 * budget < sum(store.nbytes for store in stores) <= budget
+            kept[representation] = sum(stores[0].lengths)
+    assert kept["int8"] > 2.5 * kept["model"]  # float32
+
+
+@pytest.mark.parametrize("name", ["snapkv", "mii", "h2o", "adakv", "tova", "criticalkv", "streaming_llm"])
+@pytest.mark.parametrize("while_decoding", [False, True])
+def test_eight_bits_in_pages_are_the_packed_eight_bits(name, while_decoding):
+    """Every selector keeps the same tokens and gives the same text, also where it reads what is stored."""
+    model, (ids, mask), results = tiny("llama", torch.float64), prompts(2, 60, [13, 0]), []
+    contract = kvpress.Contract.load(name, 0.7).swap(representation="int8")
+    if while_decoding:
+        contract = contract.swap(schedule={"kind": "every_decode_steps", "n": 3})
+    for request in (BackendRequest("torch", "packed"), BackendRequest("torch", "paged", 16)):
+        with kvpress.compress(model, contract, backend=request) as session:
+            tokens = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, **GREEDY)
+        results.append((tokens, kept(session)))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]

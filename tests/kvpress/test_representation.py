@@ -114,13 +114,9 @@ def test_bytes_are_those_of_the_ranks(file, int8):
         assert cache.nbytes == formula
 
 
-def test_int8_alone(store, request):
+def test_int8_alone(store):
     model, ids, n_prompt = small_model(), some_windows(2, 30), 24
     whole = resolve("full").swap(representation="int8")
-    if store == "paged":
-        with torch.no_grad(), kvpress.CompressedCache(model, whole) as cache, pytest.raises(InputError, match="packed"):
-            model(ids, past_key_values=cache)
-        return
 
     def rounded(*tensors):
         return tuple(dequantise(*quantise(tensor), torch.float64) for tensor in tensors)
@@ -133,7 +129,7 @@ def test_int8_alone(store, request):
         found = [model(ids[:, :n_prompt], past_key_values=cache).logits]
         found += [model(ids[:, at : at + 2], past_key_values=cache).logits for at in range(n_prompt, 30, 2)]
         torch.testing.assert_close(torch.cat(found, 1), expected, rtol=1e-8, atol=1e-8)
-        assert cache.compressed_layers[0].storage.store.keys.dtype == torch.int8
+        assert cache.compressed_layers[0].storage.store.token_bytes == 2 * HEAD_DIM + 4 + 4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -155,7 +151,7 @@ def test_a_smaller_dtype(file, dtype):
         assert sum(layer.storage.nbytes for layer in cache.compressed_layers) == 40 * 4 * (64 * 2 + 4)
 
 
-def test_rank_times_int8(file):
+def test_rank_times_int8(file, store):
     model, ids, n_prompt = small_model(), some_windows(1, 30), 24
 
     def rounded(*tensors):
@@ -331,8 +327,7 @@ def test_a_store_over_buckets_is_one_store(file):
 def test_rows_of_different_formats_decode_in_one_batch(file, store):
     model, ids = small_model(), some_windows(1, 80)
     arms = [resolve("full"), contract(file, 0.5), contract(file, 0.6), resolve("snapkv", 0.5)]
-    if store == "packed":
-        arms[1:1] = [resolve("snapkv", 0.5).swap(representation="int8"), contract(file, 0.5, int8=True)]
+    arms[1:1] = [resolve("snapkv", 0.5).swap(representation="int8"), contract(file, 0.5, int8=True)]
     with torch.no_grad():
         caches = [kvpress.CompressedCache(model, arm) for arm in arms]
         first = model(ids, past_key_values=FanOut(caches)).logits[:, -1].argmax(-1)

@@ -10,21 +10,31 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kvpress.cache.packed import PackedStore
 from kvpress.cache.paged import PagedStore
 from kvpress_kernels.page_pool import PagePool
-from kvpress_kernels.pages import PageLayout, typed
+from kvpress_kernels.pages import PageLayout, typed, typed_scales
+from kvpress_kernels.reference.int8 import dequantise, quantise
 
-HEADS, DIM, VALUE_DIM = 2, 3, 2
-
-
-def content(row_tag: int, head: int, column: int) -> tuple[list[float], list[float]]:
-    """Key and value of one token: numbers that no other token has."""
-    base = 4096.0 * row_tag + 1024 * head + column  # exact in float32
-    return [base + 0.25 * i for i in range(DIM)], [-base - 0.25 * i for i in range(VALUE_DIM)]
+HEADS = 2
 
 
 class Storage(RuleBasedStateMachine):
     """The model: per row a tag, per (row, head) the list of stored columns. The tag changes when a row is copied."""
 
     dtype = torch.float64
+    stored = torch.float64  # of what is stored
+    dims = 3, 2
+
+    def content(self, row_tag: int, head: int, column: int) -> tuple[list[float], list[float]]:
+        """Key and value of one token: numbers that no other token has."""
+        base = 4096.0 * row_tag + 1024 * head + column  # exact in float32
+        key_dim, value_dim = self.dims
+        return [base + 0.25 * i for i in range(key_dim)], [-base - 0.25 * i for i in range(value_dim)]
+
+    def shown(self, vectors: list[list[float]]) -> list[list[float]]:
+        """What a store shows of keys or values."""
+        if self.stored != torch.int8 or not vectors:
+            return vectors
+        shown: list[list[float]] = dequantise(*quantise(torch.tensor(vectors, dtype=self.dtype)), self.dtype).tolist()
+        return shown
 
     def make(self, keys, values, columns):
         raise NotImplementedError
@@ -43,11 +53,11 @@ class Storage(RuleBasedStateMachine):
     def tensors(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Dense keys [B, H, n, D] and values of the columns self.seen ... self.seen + n."""
         columns = range(self.seen, self.seen + n)
-        pairs = [[[content(tag, h, c) for c in columns] for h in range(HEADS)] for tag in self.tags]
+        pairs = [[[self.content(tag, h, c) for c in columns] for h in range(HEADS)] for tag in self.tags]
         keys = torch.tensor([[[k for k, _ in head] for head in row] for row in pairs], dtype=self.dtype)
         values = torch.tensor([[[v for _, v in head] for head in row] for row in pairs], dtype=self.dtype)
         shape = (len(self.tags), HEADS, n)
-        return keys.reshape(*shape, DIM), values.reshape(*shape, VALUE_DIM)
+        return keys.reshape(*shape, self.dims[0]), values.reshape(*shape, self.dims[1])
 
     @initialize(data=st.data(), n_rows=st.integers(1, 3), n=st.integers(1, 7))
     def pack(self, data, n_rows, n):
@@ -108,9 +118,9 @@ class Storage(RuleBasedStateMachine):
         assert store.lengths == [len(segment) for segment in self.model]
         for i, (expected, (keys, values, positions)) in enumerate(zip(self.model, store.segments(), strict=True)):
             assert positions.tolist() == [c for _, c in expected]
-            stored = [content(tag, i % HEADS, c) for tag, c in expected]
-            assert keys.tolist() == [k for k, _ in stored]
-            assert values.tolist() == [v for _, v in stored]
+            stored = [self.content(tag, i % HEADS, c) for tag, c in expected]
+            assert keys.tolist() == self.shown([k for k, _ in stored])
+            assert values.tolist() == self.shown([v for _, v in stored])
 
     @invariant()
     def bytes_are_real(self):
@@ -118,7 +128,7 @@ class Storage(RuleBasedStateMachine):
             return
         self.check()
         store = self.store
-        assert store.token_bytes == (DIM + VALUE_DIM) * self.dtype.itemsize + 4
+        assert store.token_bytes == sum(self.dims) * self.stored.itemsize + 4 + 4 * (self.stored == torch.int8)
         for length, room in zip(store.lengths, store.room, strict=True):
             assert length <= room
         self.poison()
@@ -126,7 +136,7 @@ class Storage(RuleBasedStateMachine):
 
 class PackedStorage(Storage):
     def make(self, keys, values, columns):
-        store = PackedStore(keys, values, columns)
+        store = PackedStore(keys, values, columns, None if self.stored == self.dtype else self.stored)
         assert store.room == store.lengths  # a fresh store has no slack
         return store
 
@@ -135,7 +145,8 @@ class PackedStorage(Storage):
 
     def check(self):
         store = self.store
-        assert store.nbytes == sum(t.untyped_storage().nbytes() for t in (store.keys, store.values, store.positions))
+        buffers = (store.keys, store.values, store.positions, store.key_scales, store.value_scales)
+        assert store.nbytes == sum(t.untyped_storage().nbytes() for t in buffers if t is not None)
         assert store.nbytes == sum(store.room) * store.token_bytes
         ends = [s + room for s, room in zip(store.starts, store.room, strict=True)]
         assert store.starts == [0, *ends[:-1]]
@@ -145,7 +156,10 @@ class PackedStorage(Storage):
         store = self.store
         for start, length, room in zip(store.starts, store.lengths, store.room, strict=True):
             slack = slice(start + length, start + room)
-            store.keys[slack], store.values[slack], store.positions[slack] = float("nan"), float("nan"), -(10**6)
+            store.positions[slack] = -(10**6)
+            held = (store.keys, store.values) if store.key_scales is None else (store.key_scales, store.value_scales)
+            for buffer in held:
+                buffer[slack] = float("nan")
 
 
 class PagedStorage(Storage):
@@ -155,12 +169,12 @@ class PagedStorage(Storage):
     page_size = 4
 
     def make(self, keys, values, columns):
-        self.pool = PagePool(PageLayout(self.page_size, DIM, VALUE_DIM, self.dtype), "cpu")
+        key_dim, value_dim = self.dims
+        self.pool = PagePool(PageLayout(self.page_size, key_dim, value_dim, self.stored), "cpu")
         other = [torch.arange(3)] * HEADS
-        self.neighbour_keys = torch.arange(HEADS * 3 * DIM, dtype=self.dtype).view(1, HEADS, 3, DIM)
-        self.neighbour = PagedStore(
-            self.neighbour_keys, self.neighbour_keys[..., :VALUE_DIM], other, self.pool, self.backend
-        )
+        tokens = torch.arange(HEADS * 3 * max(self.dims), dtype=self.dtype).view(1, HEADS, 3, -1)
+        self.neighbour = PagedStore(tokens[..., :key_dim], tokens[..., :value_dim], other, self.pool, self.backend)
+        self.neighbour_keys = [self.neighbour.segment(head)[0] for head in range(HEADS)]
         return PagedStore(keys, values, columns, self.pool, self.backend)
 
     def after_keep(self):
@@ -175,7 +189,7 @@ class PagedStorage(Storage):
         )
         assert self.pool.nbytes == sum(slab.untyped_storage().nbytes() for slab in self.pool.pages.slabs)
         for head in range(HEADS):
-            assert torch.equal(self.neighbour.segment(head)[0], self.neighbour_keys[0, head])
+            assert torch.equal(self.neighbour.segment(head)[0], self.neighbour_keys[head])
 
     def poison(self):
         stored = {}
@@ -190,8 +204,11 @@ class PagedStorage(Storage):
             views = typed(slab, self.pool.layout)
             for index in range(slab.shape[0]):
                 used = stored.get(first + index * self.pool.layout.nbytes // 16, 0)
-                views.keys[index, used:], views.values[index, used:] = float("nan"), float("nan")
                 views.positions[index, used:] = -(10**6)
+                if self.stored == torch.int8:
+                    typed_scales(slab, self.pool.layout)[index, used:] = float("nan")
+                else:
+                    views.keys[index, used:], views.values[index, used:] = float("nan"), float("nan")
 
     @rule()
     def move_pages(self):
@@ -205,8 +222,21 @@ class PagedStorageInTriton(PagedStorage):
     """The same through the kernels, in the interpreter."""
 
     backend = "triton"
-    dtype = torch.float32
+    dtype = stored = torch.float32
     page_size = 16
+
+
+class PackedStorageInInt8(PackedStorage):
+    stored = torch.int8
+
+
+class PagedStorageInInt8(PagedStorage):
+    stored = torch.int8
+
+
+class PagedStorageInTritonInInt8(PagedStorageInTriton):
+    stored = torch.int8
+    dims = 4, 8
 
 
 TestPacked = PackedStorage.TestCase
@@ -215,3 +245,9 @@ TestPaged = PagedStorage.TestCase
 TestPaged.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
 TestPagedInTriton = PagedStorageInTriton.TestCase
 TestPagedInTriton.settings = settings(max_examples=4, stateful_step_count=12, deadline=None)
+TestPackedInInt8 = PackedStorageInInt8.TestCase
+TestPackedInInt8.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
+TestPagedInInt8 = PagedStorageInInt8.TestCase
+TestPagedInInt8.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+TestPagedInTritonInInt8 = PagedStorageInTritonInInt8.TestCase
+TestPagedInTritonInInt8.settings = settings(max_examples=4, stateful_step_count=12, deadline=None)

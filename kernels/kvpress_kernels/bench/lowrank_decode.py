@@ -32,16 +32,33 @@ def measurements(scale: Scale, device: torch.device) -> Iterator[Measurement]:
                 prepare = partial(_prepare, scale=scale, batch=batch, n_tokens=n_tokens, ranks=ranks)
                 nbytes = decode_bytes(scale, batch, n_tokens, ranks, n_processors(device))
                 yield Measurement("lowrank_decode", setting, prepare, nbytes)
+            ranks, setting = [dim // 2] * scale.n_kv_heads, {**setting, "ranks of full": "1/2", "stored": "int8"}
+            prepare = partial(
+                _prepare, scale=scale, batch=batch, n_tokens=n_tokens, ranks=ranks, stored=torch.int8
+            )  # fmt: skip
+            nbytes = decode_bytes(scale, batch, n_tokens, ranks, n_processors(device), torch.int8)
+            yield Measurement("lowrank_decode", setting, prepare, nbytes)
 
 
-def decode_bytes(scale: Scale, batch: int, n_tokens: int, ranks: Sequence[int], processors: int) -> int:
-    """Bytes that a step reads and writes: reduced K and V, table, bases, queries, partial results twice, results."""
+def decode_bytes(
+    scale: Scale,
+    batch: int,
+    n_tokens: int,
+    ranks: Sequence[int],
+    processors: int,
+    dtype: torch.dtype | None = None,
+) -> int:
+    """Bytes that a step reads and writes: reduced K and V, table, bases, queries, partial results twice, results.
+
+    dtype: of what is stored, that of the query by default.
+    """
     from kvpress_kernels.decode_launch import n_splits
 
     item, rows, largest = scale.dtype.itemsize, batch * scale.n_kv_heads, max(ranks)
     used = -(-n_tokens // scale.page_sizes[0])
     parts = 1 if scale.dtype == torch.float32 else 2
-    stored = batch * n_tokens * 2 * sum(ranks) * item + 8 * rows * used
+    token = sum(PageLayout(scale.page_sizes[0], rank, rank, dtype or scale.dtype).token_bytes - 4 for rank in ranks)
+    stored = batch * n_tokens * token + 8 * rows * used
     partials = 2 * 4 * rows * n_splits(rows, used, processors) * scale.group * (largest + 2)
     # query in and out of its projection, result of the reduction in both widths and its lse, output
     ends = rows * scale.group * ((2 * scale.dim + 2 * parts * largest) * item + (4 + 4 + 4) * largest + 4)
@@ -49,7 +66,14 @@ def decode_bytes(scale: Scale, batch: int, n_tokens: int, ranks: Sequence[int], 
 
 
 def _prepare(
-    device: torch.device, seed: int, *, scale: Scale, batch: int, n_tokens: int, ranks: Sequence[int]
+    device: torch.device,
+    seed: int,
+    *,
+    scale: Scale,
+    batch: int,
+    n_tokens: int,
+    ranks: Sequence[int],
+    stored: torch.dtype | None = None,
 ) -> Prepared:
     from kvpress_kernels.lowrank_decode import lowrank_decode
     from kvpress_kernels.ragged_decode import ragged_decode
@@ -59,10 +83,20 @@ def _prepare(
     pages: list[Pages] = []
     parts: list[Filled] = []
     for head, rank in enumerate(ranks):
-        layout = PageLayout(page, rank, rank, scale.dtype)
+        layout = PageLayout(page, rank, rank, stored or scale.dtype)
         anchor = pages[0].anchor if pages else None
         parts.append(filled(device, layout, [n_tokens] * batch, seed + head, anchor=anchor))
         pages.append(parts[-1].pages)
+    query, factor = normal((batch, heads, scale.group, dim), scale.dtype, device, seed), dim**-0.5
+    table = torch.stack([part.page_table for part in parts], 1).flatten(0, 1).contiguous()
+    lengths = torch.full((batch * heads,), n_tokens, dtype=torch.int32, device=device)
+    pairs = torch.tensor([(rank, rank) for rank in ranks], dtype=torch.int32, device=device)
+
+    def launch() -> torch.Tensor:
+        return lowrank_decode(query, pages, table, lengths, pairs, key_bases, value_bases, scale=factor)
+
+    if stored is not None:  # codes are not made from numbers here, so there is nothing to compare with
+        return Prepared(launch)
     # the same tokens at full rank: what lies in the space of the bases is there again after the rounding
     full = filled(device, scale.layout(), [n_tokens] * batch * heads, seed)
     views = typed(full.pages.slabs[0], full.pages.layout)
@@ -73,12 +107,6 @@ def _prepare(
             for row in range(batch):
                 narrow = source[part.slots[row]].float()  # [M, P, r]
                 into[places[row]] = (narrow @ basis[head, :, : ranks[head]].T).to(into.dtype)
-    query, factor = normal((batch, heads, scale.group, dim), scale.dtype, device, seed), dim**-0.5
-    table = torch.stack([part.page_table for part in parts], 1).flatten(0, 1).contiguous()
-    pairs = torch.tensor([(rank, rank) for rank in ranks], dtype=torch.int32, device=device)
-
-    def launch() -> torch.Tensor:
-        return lowrank_decode(query, pages, table, full.lengths, pairs, key_bases, value_bases, scale=factor)
 
     def at_full_rank() -> torch.Tensor:
         return ragged_decode(query, full.pages, full.page_table, full.lengths, scale=factor).output

@@ -34,6 +34,11 @@ def measurements(scale: Scale, device: torch.device) -> Iterator[Measurement]:
                     )
                     nbytes = decode_bytes(layout, counts, scale.group, statistics, n_processors(device))
                     yield Measurement("ragged_decode", setting, prepare, nbytes)
+            layout, n_tokens = scale.layout(dtype=torch.int8), context * scale.k_tokens
+            counts = [n_tokens] * batch * scale.n_kv_heads
+            nbytes = decode_bytes(layout, counts, scale.group, "none", n_processors(device), dtype=scale.dtype)
+            prepare = partial(_prepare, scale=scale, layout=layout, counts=counts, statistics="none")
+            yield Measurement("ragged_decode", {"batch": batch, "tokens": n_tokens, "stored": "int8"}, prepare, nbytes)
     batch, mean = scale.batches[len(scale.batches) // 2], scale.contexts[1] * scale.k_tokens
     for skew in SKEWS:
         if skew > scale.n_kv_heads:
@@ -55,15 +60,24 @@ def skewed(mean: int, skew: int, n_heads: int) -> list[int]:
 
 
 def decode_bytes(
-    layout: PageLayout, counts: list[int], group: int, statistics: Statistics, processors: int, balanced: bool = False
+    layout: PageLayout,
+    counts: list[int],
+    group: int,
+    statistics: Statistics,
+    processors: int,
+    balanced: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> int:
-    """Bytes that a step reads and writes: K and V, table, query, partial results twice, results, statistics."""
+    """Bytes that a step reads and writes: K and V, table, query, partial results twice, results, statistics.
+
+    dtype: of the query, that of the pages by default.
+    """
     from kvpress_kernels.decode_launch import n_splits
 
-    item, rows = layout.dtype.itemsize, len(counts)
+    item, rows = (dtype or layout.dtype).itemsize, len(counts)
     used = [-(-count // layout.page_size) for count in counts]
     splits = sum(-(-n // CHUNK_PAGES) for n in used) if balanced else rows * n_splits(rows, max(used), processors)
-    stored = sum(counts) * (layout.key_dim + layout.value_dim) * item + 8 * sum(used)
+    stored = sum(counts) * (layout.token_bytes - 4) + 8 * sum(used)
     partials = 2 * 4 * splits * group * (layout.value_dim + 2)
     results = rows * group * (layout.key_dim * item + layout.value_dim * (item + 4) + 4)
     per_page = {"none": 0, "lse": 4, "values": 4 + layout.value_dim * item}[statistics]
@@ -86,7 +100,7 @@ def _prepare(
 
     held = filled(device, layout, counts, seed)
     shape = (len(counts) // scale.n_kv_heads, scale.n_kv_heads, scale.group, scale.dim)
-    query, factor = normal(shape, layout.dtype, device, seed), scale.dim**-0.5
+    query, factor = normal(shape, scale.dtype, device, seed), scale.dim**-0.5
     work = None
     if balanced:
         used = [-(-count // layout.page_size) for count in counts]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvpress_kernels.pages import PageLayout, Pages, n_pages, typed
+from kvpress_kernels.pages import PageLayout, Pages, n_pages, typed, typed_scales
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Scale:
     layers: int
     rotation: int  # bytes of inputs that pass before one is used again; an H100 caches 50 MB
 
-    def layout(self, page_size: int | None = None) -> PageLayout:
-        return PageLayout(page_size or self.page_sizes[0], self.dim, self.dim, self.dtype)
+    def layout(self, page_size: int | None = None, dtype: torch.dtype | None = None) -> PageLayout:
+        return PageLayout(page_size or self.page_sizes[0], self.dim, self.dim, dtype or self.dtype)
 
 
 #: a layer of Llama-3.1-8B
@@ -67,8 +67,13 @@ def filled(
     pages, total = Pages(layout, device, anchor), int(needed.sum())
     entries = pages.add_slab(total).to(device)
     views = typed(pages.slabs[0], layout)
-    views.keys.normal_(generator=generator)
-    views.values.normal_(generator=generator)
+    if layout.is_int8:
+        typed_scales(pages.slabs[0], layout).fill_(0.02)
+    for part in views[:2]:
+        if layout.is_int8:
+            part.random_(-127, 128, generator=generator)
+        else:
+            part.normal_(generator=generator)
     order = torch.randperm(total, generator=generator, device=device)
     column = torch.arange(int(needed.max()), device=device)
     used = column < needed[:, None]

@@ -27,6 +27,9 @@ def cases(size: Size) -> Iterator[Case]:
         for label, share in SHARES.items():
             if label != "half":
                 yield Case("compact", f"{name} {label}", partial(_trial, size=size, layout=layouts[0], share=share))
+        if dtype == size.dtypes[0]:
+            codes = PageLayout(page, dim, dim, torch.int8)
+            yield Case("compact", f"int8 D{dim} P{page} half", partial(_trial, size=size, layout=codes, share=0.5))
         if size.name == "full":
             make = partial(_trial, size=size, layout=layouts[0], share=0.5, far=True)
             yield Case("compact", f"{name} pages 2^31 elements apart", make)

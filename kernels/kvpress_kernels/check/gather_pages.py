@@ -1,4 +1,4 @@
-"""Cases of moving kept tokens of a dense prompt into pages: copies, so every bit must be right."""
+"""Cases of moving kept tokens of a dense prompt into pages: copies, or codes by one formula, so every bit must be right."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ def cases(size: Size) -> Iterator[Case]:
         layouts += [PageLayout(other, dim, dim // 2, dtype) for other in size.page_sizes]
         for layout in layouts:
             label = f"{name} D{layout.key_dim}/{layout.value_dim} P{layout.page_size}"
-            yield Case("gather_pages", label, partial(_trial, size=size, layout=layout))
+            yield Case("gather_pages", label, partial(_trial, size=size, dtype=dtype, layout=layout))
+        make = partial(_trial, size=size, dtype=dtype, layout=PageLayout(page, dim, dim, torch.int8))
+        yield Case("gather_pages", f"{name} int8 D{dim} P{page}", make)
         if size.name == "full":
-            make = partial(_trial, size=size, layout=layouts[0], far=True)
+            make = partial(_trial, size=size, dtype=dtype, layout=layouts[0], far=True)
             yield Case("gather_pages", f"{name} pages 2^31 elements apart", make)
 
 
-def _trial(device: torch.device, *, size: Size, layout: PageLayout, far: bool = False) -> Trial:
+def _trial(device: torch.device, *, size: Size, layout: PageLayout, dtype: torch.dtype, far: bool = False) -> Trial:
     from kvpress_kernels import gather_pages as kernel
     from kvpress_kernels.reference import gather_pages as reference
 
     kept = size.lengths(layout.page_size)
     batch, n_tokens = len(kept) // size.n_kv_heads, max(kept) + 7
-    keys = normal((batch, n_tokens, size.n_kv_heads, layout.key_dim), layout.dtype, device, seed=1).transpose(1, 2)
-    values = normal((batch, n_tokens, size.n_kv_heads, layout.value_dim), layout.dtype, device, seed=2).transpose(1, 2)
+    keys = normal((batch, n_tokens, size.n_kv_heads, layout.key_dim), dtype, device, seed=1).transpose(1, 2)
+    values = normal((batch, n_tokens, size.n_kv_heads, layout.value_dim), dtype, device, seed=2).transpose(1, 2)
     generator = torch.Generator().manual_seed(3)
     columns = torch.cat([torch.randperm(n_tokens, generator=generator)[:count].sort().values for count in kept])
     columns = columns.to(device=device, dtype=torch.int32)

@@ -26,17 +26,37 @@ class Reduced:
     lengths: Tensor  # [B * H] int32
     ranks: Tensor  # [H, 2] int32
 
+    def of_head(self, head: int) -> Pages:
+        """The pages in which a head's tokens are."""
+        first, (key_rank, value_rank) = self.pages[0].layout, self.ranks[head].tolist()
+        wanted = PageLayout(first.page_size, key_rank, value_rank, first.dtype)
+        return next(part for part in self.pages if part.layout == wanted)
+
+    def read(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys [n, rK], values [n, rV] and positions [n] of a row."""
+        own, n = self.of_head(row % len(self.ranks)), int(self.lengths[row])
+        found = own.read(self.page_table[row, : -(-n // own.layout.page_size)])
+        keys, values, positions = (part.flatten(0, 1)[:n] for part in found)
+        return keys, values, positions
+
 
 def reduced(
-    device: torch.device, page_size: int, dtype: torch.dtype, ranks: Ranks, counts: Sequence[int], *, far: bool = False
+    device: torch.device,
+    page_size: int,
+    dtype: torch.dtype,
+    ranks: Ranks,
+    counts: Sequence[int],
+    *,
+    room: int = 0,
+    far: bool = False,
 ) -> Reduced:
     """Random tokens of the reduced space among NaN, row b * H + h of `counts[b * H + h]` tokens with ranks[h].
 
-    Entries that no token needs name a page of NaN, of the layout of another head where there is one.
+    room: pages are named for this many tokens behind each row's length. Entries that no token needs name a page of NaN, of the layout of another head where there is one.
     """
     heads, layouts = len(ranks), [PageLayout(page_size, *pair, dtype) for pair in ranks]
     pages: list[Pages] = []
-    columns = max(-(-max(counts, default=0) // page_size), 1) + 1
+    columns = max(-(-(max(counts, default=0) + room) // page_size), 1) + 1
     table = torch.empty((len(counts), columns), dtype=torch.int64, device=device)
     poison = []
     for seed, layout in enumerate(dict.fromkeys(layouts)):  # heads of equal ranks share pages
@@ -44,12 +64,12 @@ def reduced(
         anchor = pages[0].anchor if pages else None
         own = [counts[row] for row in rows]
         # a row more, without tokens: all of its entries name the page of NaN
-        held = stored(device, layout, [*own, 0], seed=seed, far=far, anchor=anchor)
+        held = stored(device, layout, [*own, 0], seed=seed, room=room, far=far, anchor=anchor)
         pages.append(held.pages)
-        poison.append(held.page_table[-1, :1])
+        poison.append(held.page_table[-1, -1:])
         table[rows] = torch.cat([held.page_table[:-1], poison[-1].expand(len(rows), columns)], 1)[:, :columns]
     for row in range(len(counts)):
-        needed = -(-counts[row] // page_size)
+        needed = -(-(counts[row] + room) // page_size)
         table[row, needed:] = poison[row % len(poison)]
     lengths = torch.tensor(counts, dtype=torch.int32, device=device)
     return Reduced(pages, table, lengths, torch.tensor(ranks, dtype=torch.int32, device=device))
@@ -95,6 +115,12 @@ def cases(size: Size) -> Iterator[Case]:
         if size.name == "full":
             options["8,192 tokens a row"] = {"counts": [8192] * size.n_kv_heads}
             options["pages 2^31 elements apart"] = {"far": True, "ranks": [(dim // 2, dim // 2)] * size.n_kv_heads}
+        options["int8"] = {"stored": torch.int8}
+        options["int8 sinks, softcap, lost mean, balanced"] = {
+            **options["sinks, softcap, lost mean, balanced"],
+            "stored": torch.int8,
+            "ranks": [(dim // 16 * 16 or 16, 16)] * size.n_kv_heads,
+        }
         for label, changes in options.items():
             yield Case("lowrank_decode", f"{name} {label}", partial(make, dim=dim, page=page, group=group, **changes))
 
@@ -114,6 +140,7 @@ def _trial(
     lost: bool = False,
     balanced: bool = False,
     far: bool = False,
+    stored: torch.dtype | None = None,
 ) -> Trial:
     from kvpress_kernels import lowrank_decode as kernel
     from kvpress_kernels import work_list
@@ -121,7 +148,7 @@ def _trial(
 
     heads = size.n_kv_heads
     ranks = mixed_ranks(dim, heads) if ranks is None else ranks
-    held = reduced(device, page, dtype, ranks, size.lengths(page) if counts is None else counts, far=far)
+    held = reduced(device, page, stored or dtype, ranks, size.lengths(page) if counts is None else counts, far=far)
     query = normal((held.lengths.numel() // heads, heads, group, dim), dtype, device, seed=1)
     key_bases, value_bases = (bases(device, dim, [pair[i] for pair in ranks], seed=i) for i in (0, 1))
     operands = (held.pages, held.page_table, held.lengths, held.ranks, key_bases, value_bases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,8 @@ def cases(size: Size) -> Iterator[Case]:
         "sinks": {"sinks": True},
         "softcap": {"softcap": 5.0},
         "logits of 80": {"large": True},
+        "int8": {"stored": torch.int8},
+        "int8 sinks, softcap": {"sinks": True, "softcap": 5.0, "stored": torch.int8},
     }
     for dtype in size.dtypes:
         name = str(dtype).removeprefix("torch.")
@@ -29,7 +32,7 @@ def cases(size: Size) -> Iterator[Case]:
         shapes += [(PageLayout(page, dim, dim // 2, dtype), other) for other in size.groups]
         for layout, heads in shapes:
             label = f"{name} D{layout.key_dim}/{layout.value_dim} P{layout.page_size} G{heads}"
-            make = partial(_trial, size=size, layout=layout, group=heads, n_queries=some)
+            make = partial(_trial, size=size, layout=layout, dtype=dtype, group=heads, n_queries=some)
             yield Case("ragged_attention", label, make)
         layout = PageLayout(page, dim, dim, dtype)
         if size.name == "full":
@@ -37,6 +40,8 @@ def cases(size: Size) -> Iterator[Case]:
             options["500 queries"] = {"n_queries": 500}
         for label, changes in options.items():
             arguments: dict[str, Any] = {"size": size, "layout": layout, "group": group, "n_queries": some} | changes
+            arguments["layout"] = replace(layout, dtype=arguments.pop("stored", dtype))
+            arguments["dtype"] = dtype
             yield Case("ragged_attention", f"{name} {label}", partial(_trial, **arguments))
 
 
@@ -45,6 +50,7 @@ def _trial(
     *,
     size: Size,
     layout: PageLayout,
+    dtype: torch.dtype,
     group: int,
     n_queries: int,
     sinks: bool = False,
@@ -58,7 +64,7 @@ def _trial(
     counts = size.lengths(layout.page_size)
     held = stored(device, layout, counts, far=far)
     shape = (len(counts) // size.n_kv_heads, size.n_kv_heads, group, n_queries, layout.key_dim)
-    query = normal(shape, layout.dtype, device, seed=1)
+    query = normal(shape, dtype, device, seed=1)
     tokens = held.read()
     # from a query that sees no token of any row to one that sees all of them
     last = int(tokens.positions.max())
@@ -86,4 +92,4 @@ def _trial(
         )
         return {"output": output}
 
-    return Trial(run, expected, {"output": max(stored_half(layout.dtype), LARGE_LOGIT_ERROR if large else 0.0)})
+    return Trial(run, expected, {"output": max(stored_half(dtype), LARGE_LOGIT_ERROR if large else 0.0)})

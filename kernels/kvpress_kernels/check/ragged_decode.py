@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,7 +40,7 @@ def cases(size: Size) -> Iterator[Case]:
             shapes[f"D{dim} P{page} G{other}"] = PageLayout(page, dim, dim, dtype), other
         shapes[f"D{dim}/{dim // 2} P{page} G{group}"] = PageLayout(page, dim, dim // 2, dtype), group
         for label, (layout, heads) in shapes.items():
-            make = partial(_trial, size=size, layout=layout, group=heads, statistics="values")
+            make = partial(_trial, size=size, layout=layout, dtype=dtype, group=heads, statistics="values")
             yield Case("ragged_decode", f"{name} {label}", make)
         layout = PageLayout(page, dim, dim, dtype)
         options: dict[str, dict[str, Any]] = {
@@ -52,14 +53,19 @@ def cases(size: Size) -> Iterator[Case]:
             "logits of 80": {"statistics": "values", "logits": "large"},
             "equal logits": {"statistics": "values", "logits": "equal"},
             "equal lengths": {"counts": [page * 2 + 5] * 2 * size.n_kv_heads},
+            "int8": {"stored": torch.int8},
+            "int8 statistics": {"statistics": "values", "stored": torch.int8},
+            "int8 sinks, softcap, balanced": {"sinks": True, "softcap": 5.0, "balanced": True, "stored": torch.int8},
+            "int8 logits of 80": {"logits": "large", "stored": torch.int8},
         }
         if size.name == "full":
             options["8,192 tokens a row"] = {"counts": [8192] * size.n_kv_heads}
+            options["int8 8,192 tokens a row"] = options["8,192 tokens a row"] | {"stored": torch.int8}
             options["pages 2^31 elements apart"] = {"far": True}
         for label, changes in options.items():
-            yield Case(
-                "ragged_decode", f"{name} {label}", partial(_trial, size=size, layout=layout, group=group, **changes)
-            )
+            of = replace(layout, dtype=changes.pop("stored", dtype))
+            make = partial(_trial, size=size, layout=of, dtype=dtype, group=group, **changes)
+            yield Case("ragged_decode", f"{name} {label}", make)
 
 
 def _trial(
@@ -67,6 +73,7 @@ def _trial(
     *,
     size: Size,
     layout: PageLayout,
+    dtype: torch.dtype,
     group: int,
     counts: Sequence[int] | None = None,
     statistics: str = "none",
@@ -83,7 +90,7 @@ def _trial(
     counts = size.lengths(layout.page_size) if counts is None else counts
     held = stored(device, layout, counts, far=far)
     shape = (held.rows // size.n_kv_heads, size.n_kv_heads, group, layout.key_dim)
-    query = normal(shape, layout.dtype, device, seed=1, size=0.0 if logits == "equal" else 1.0)
+    query = normal(shape, dtype, device, seed=1, size=0.0 if logits == "equal" else 1.0)
     scale = layout.key_dim**-0.5 if logits != "large" else LARGE_LOGIT / _largest_logit(query, held)
     sink_logits = normal((size.n_kv_heads * group,), torch.float32, device, seed=2) if sinks else None
     options: dict[str, Any] = {"scale": scale, "softcap": softcap, "statistics": statistics}
@@ -104,7 +111,6 @@ def _trial(
         )
         return _defined(found, held)
 
-    dtype = layout.dtype
     least = LARGE_LOGIT_ERROR if logits == "large" else 0.0
     allowed = {
         "output": max(stored_half(dtype), least),
@@ -115,7 +121,8 @@ def _trial(
         allowed["page_lse"] = allowed["lse"]
     if statistics == "values":
         allowed["page_values"] = allowed["output"]
-    plain = len(set(counts)) == 1 and softcap is None and not sinks and not (INTERPRETED and dtype != torch.float32)
+    exact = not layout.is_int8 and not (INTERPRETED and dtype != torch.float32)
+    plain = len(set(counts)) == 1 and softcap is None and not sinks and exact
     if not plain:
         return Trial(run, expected, allowed, frozenset({"lse", "page_lse"}))
     peers = partial(_torch_errors, query, held, scale)

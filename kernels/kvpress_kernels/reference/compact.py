@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvpress_kernels.pages import Pages, n_pages
+from kvpress_kernels.pages import Pages
 
 
 def compact(pages: Pages, page_table: Tensor, lengths: Tensor, kept: Tensor, offsets: Tensor) -> None:
@@ -18,11 +18,10 @@ def compact(pages: Pages, page_table: Tensor, lengths: Tensor, kept: Tensor, off
     size = pages.layout.page_size
     counts = offsets.diff()
     bounds = offsets.tolist()
-    for row, used in enumerate(n_pages(lengths, size).tolist()):
+    for row in range(len(bounds) - 1):
         source = kept[bounds[row] : bounds[row + 1]].long()
         target = torch.arange(len(source), device=kept.device)
         source, target = source[source != target], target[source != target]  # the others are where they belong
-        held = pages.read(page_table[row, :used])
-        keys, values, positions = (part.flatten(0, 1)[source] for part in held)
-        pages.write(page_table[row, target // size], target % size, keys, values, positions)
+        old, new = ((page_table[row, slot // size], slot % size) for slot in (source, target))
+        pages.move(old, new)
     lengths.copy_(counts)

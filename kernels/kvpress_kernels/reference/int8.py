@@ -20,7 +20,8 @@ def quantise(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """
     wide = vectors.detach() if vectors.dtype == torch.float64 else vectors.detach().float()
     limit = torch.finfo(SCALE_DTYPE).max
-    scales = (wide.abs().amax(-1) / 127).clamp(max=limit).to(SCALE_DTYPE)
+    # by a tensor, so that every device divides: a Python number leaves it free to multiply with the rounded reciprocal
+    scales = (wide.abs().amax(-1) / wide.new_full((), 127)).clamp(max=limit).to(SCALE_DTYPE)
     divisor = scales.to(wide.dtype)
     codes = wide / torch.where(divisor == 0, 1, divisor)[..., None]  # a vector of zeros
     return codes.round_().clamp_(-127, 127).to(torch.int8), scales

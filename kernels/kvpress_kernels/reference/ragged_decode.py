@@ -27,8 +27,8 @@ class Decoded(NamedTuple):
 
     output: [B, Hkv, G, Dv] in the query's dtype. output_wide: [R, G, Dv], the same before rounding. lse: [R, G],
     natural log of the sum of exp(logit), learned sinks included; -inf where nothing was seen. page_lse: [R, M, G],
-    the same for each page alone; page_values: [R, M, G, Dv] in the pages' dtype, the attention-weighted mean value of
-    each page. Entries of pages beyond a row's length are undefined.
+    the same for each page alone; page_values: [R, M, G, Dv] in the pages' dtype (the query's
+    over codes), the attention-weighted mean value of each page. Entries of pages beyond a row's length are undefined.
     """
 
     output: Tensor
@@ -94,7 +94,9 @@ def ragged_decode(
         page_lse = by_page.logsumexp(-1)
         if statistics == "values":
             weights = _weights(by_page, page_lse[..., None])
-            page_values = (weights @ values.unflatten(1, (columns, size))).to(pages.layout.dtype)
+            page_values = (weights @ values.unflatten(1, (columns, size))).to(
+                query.dtype if pages.layout.is_int8 else pages.layout.dtype
+            )
     return Decoded(output.to(query.dtype).view(batch, n_kv_heads, group, -1), output, lse, page_lse, page_values)
 
 

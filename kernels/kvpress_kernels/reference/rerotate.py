@@ -18,6 +18,8 @@ def rerotate(pages: Pages, page_table: Tensor, lengths: Tensor, shifts: Tensor, 
 
     A rotation by R(-s) takes (x1, x2) to (x1 cos s + x2 sin s, x2 cos s - x1 sin s), arXiv 2104.09864 eq. 34.
     """
+    if pages.layout.is_int8:
+        raise ValueError("keys in eight bits cannot be turned: each turn would round them again; store them in 16 bits")
     half, size = cos.shape[1], pages.layout.page_size
     wide = torch.float64 if pages.layout.dtype == torch.float64 else torch.float32
     for row, length in enumerate(lengths.tolist()):
