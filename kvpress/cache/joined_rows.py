@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvpress.cache.composite import CompositeStore
 from kvpress.cache.packed import PackedStore
 from kvpress.cache.paged import PagedStore
 from kvpress.cache.projected import ProjectedStore
@@ -17,7 +18,7 @@ from kvpress.errors import KvpressError
 Part = PackedStore | PagedStore | ProjectedStore
 
 
-class JoinedRows:
+class JoinedRows(CompositeStore):
     """Stores of one layer, their rows one after the other. Rows can be dropped, not repeated or reordered."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -45,21 +46,6 @@ class JoinedRows:
         """Tokens that each segment has room for."""
         return [n for part in self.parts for n in part.room]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parts."""
-        return sum(part.nbytes for part in self.parts)
-
-    @property
-    def index_bytes(self) -> int:
-        """Of `nbytes`, what says where tokens are."""
-        return sum(part.index_bytes for part in self.parts)
-
-    @property
-    def slack_bytes(self) -> int:
-        """Of `nbytes`, room that holds no token yet."""
-        return sum(part.slack_bytes for part in self.parts)
-
     def row_bytes(self, row: int) -> int:
         """Bytes of the tokens of one row."""
         part, first = self._part(row)
@@ -83,10 +69,6 @@ class JoinedRows:
         part, first = self._part(index // self.n_heads)
         return part.bases(index - first * self.n_heads)
 
-    def segments(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """All segments, row-major."""
-        return (self.segment(index) for index in range(self.n_rows * self.n_heads))
-
     def append(self, keys: Tensor, values: Tensor, columns: Tensor, valid: Tensor | None = None) -> None:
         """Add new tokens at the end of every segment: keys [B, H, q, D], values, columns [q]; valid: [B, q] on the host."""
         for part, rows in self._slices():
@@ -96,11 +78,6 @@ class JoinedRows:
         """Reduce every segment to the tokens that `kept` (ascending indices) names."""
         for part, rows in self._slices():
             part.keep(kept[rows.start * self.n_heads : rows.stop * self.n_heads])
-
-    def truncate(self, column: int) -> None:
-        """Forget tokens at or behind a column of the input."""
-        for part in self.parts:
-            part.truncate(column)
 
     def stored_before(self, column: int) -> list[int]:
         """Tokens of each segment that stand before a column of the input."""

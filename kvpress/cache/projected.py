@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kvpress.cache.composite import CompositeStore
 from kvpress.cache.packed import PackedStore
 from kvpress.cache.paged import PagedStore
 from kvpress.matryoshka.layer_projection import LayerProjection, take_heads
@@ -24,7 +25,7 @@ Inner = PackedStore | PagedStore
 MakeInner = Callable[[Tensor, Tensor, Sequence[Tensor]], Inner]
 
 
-class ProjectedStore:
+class ProjectedStore(CompositeStore):
     """Ragged K/V storage of one layer in its projection's buckets. Segments are numbered row * H + head, as in every store."""
 
     def __init__(
@@ -61,21 +62,6 @@ class ProjectedStore:
         """Tokens that each segment has room for."""
         return self._gathered([part.room for part in self.parts])
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parts. The bases belong to the model, like its weights."""
-        return sum(part.nbytes for part in self.parts)
-
-    @property
-    def index_bytes(self) -> int:
-        """Of `nbytes`, what says where tokens are."""
-        return sum(part.index_bytes for part in self.parts)
-
-    @property
-    def slack_bytes(self) -> int:
-        """Of `nbytes`, room that holds no token yet."""
-        return sum(part.slack_bytes for part in self.parts)
-
     def row_bytes(self, row: int) -> int:
         """Bytes of the tokens of one row."""
         return sum(part.row_bytes(row) for part in self.parts)
@@ -103,10 +89,6 @@ class ProjectedStore:
         bucket, place = self.projection.bucket_of(index % self.n_heads)
         return bucket.keys[place : place + 1], bucket.values[place : place + 1]
 
-    def segments(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """All segments, row-major."""
-        return (self.segment(index) for index in range(self.n_rows * self.n_heads))
-
     def append(self, keys: Tensor, values: Tensor, columns: Tensor, valid: Tensor | None = None) -> None:
         """Add new tokens at the end of every segment: keys [B, H, q, D], values, columns [q]; valid: [B, q] on the host."""
         paged = self._in_kernels()
@@ -121,11 +103,6 @@ class ProjectedStore:
         """Reduce every segment to the tokens that `kept` (ascending indices) names, and free the rest."""
         for bucket, part in zip(self.projection.buckets, self.parts, strict=True):
             part.keep([kept[row * self.n_heads + head] for row in range(part.n_rows) for head in bucket.heads])
-
-    def truncate(self, column: int) -> None:
-        """Forget tokens at or behind a column of the input."""
-        for part in self.parts:
-            part.truncate(column)
 
     def stored_before(self, column: int) -> list[int]:
         """Tokens of each segment that stand before a column of the input."""
