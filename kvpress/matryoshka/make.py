@@ -127,22 +127,25 @@ def train_projection(
         good = trainer.last_good()
         if good is None:
             raise
-        save_projection(place.projection, as_projection(good[1], stopped_after=good[0]))
+        _written(place.projection, as_projection(good[1], stopped_after=good[0]))
         raise KvpressError(f"{stopped}; '{place.projection}' holds the bases of step {good[0]}") from None
-    projection = as_projection(bases)
-    known = load_projection(place.projection) if place.projection.exists() else None
-    if known is not None and _same(known.bases, bases):
-        return known, starts  # with the ranks that were searched for it
-    save_projection(place.projection, projection)
-    return projection, starts
+    return _written(place.projection, as_projection(bases)), starts
+
+
+def _written(path: Path, projection: Projection) -> Projection:
+    """The projection in its file; one with the same bases stays, with the ranks that were searched for it."""
+    known = load_projection(path) if path.exists() else None
+    if known is not None and _same(known.bases, projection.bases):
+        return known
+    save_projection(path, projection)
+    return projection
 
 
 def _check_start(kind: str, model: PreTrainedModel) -> None:
     """Raise InputError where a start takes something for granted that the model does not do."""
     rope = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
-    parts = [
-        one for one in (rope, *rope.values()) if isinstance(one, dict)
-    ]  # one for each type of layer, in some models
+    # in some models there is one for each type of layer
+    parts = [one for one in (rope, *rope.values()) if isinstance(one, dict)]
     share = min((one.get("partial_rotary_factor") or 1.0 for one in parts), default=1.0)
     if kind == "planes" and share < 1:
         raise InputError(

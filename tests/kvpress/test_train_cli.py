@@ -180,6 +180,12 @@ def test_mistakes(kvpress, folder, tmp_path):
     stopped = load_projection(tmp_path / "out" / "projection.safetensors")
     assert stopped.header.history[-1]["stopped_after"] == 0
     assert stopped.bases.orthogonality_error() < 1e-5
+    ranks = ["train", "ranks", tmp_path / "out" / "projection.safetensors", "-m", model, "-r", folder / "recipe.yaml"]
+    assert kvpress(*ranks, "--dtype", "float32")[0] == 0
+    assert kvpress(*train, "-r", recipe, "--dtype", "float32")[0] == 2
+    assert load_projection(tmp_path / "out" / "projection.safetensors").header.tables, (
+        "searched ranks outlive another stop"
+    )
     ranks = ["train", "ranks", tmp_path / "none.safetensors", "-m", model, "-r", folder / "recipe.yaml"]
     assert_one_sentence(kvpress(*ranks), "no such projection")
     assert_one_sentence(kvpress(*ranks, "--method", "luck"), "search: field 'method'")
