@@ -92,7 +92,8 @@ def ranks(
         typer.Option("--share", "-s", help="Of the native bytes; several are possible. Default: the recipe's."),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="greedy (the paper's), sensitivity or evolution; default: the recipe's.")
+        str | None,
+        typer.Option(help="greedy (the paper's), sensitivity, exchange or evolution; default: the recipe's."),
     ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,

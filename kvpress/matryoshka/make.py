@@ -30,6 +30,7 @@ from kvpress.matryoshka.rank_score import RankScore
 from kvpress.matryoshka.recipe import Recipe
 from kvpress.matryoshka.schedule import Schedule
 from kvpress.matryoshka.search_evolution import Round, evolve
+from kvpress.matryoshka.search_exchange import exchange
 from kvpress.matryoshka.search_greedy import greedy
 from kvpress.matryoshka.search_sensitivity import measure_sensitivity
 from kvpress.matryoshka.statistics import collect, load_moments, save_moments
@@ -204,6 +205,9 @@ def _search(
     search = recipe.search
     if search.method == "greedy":
         return {share: greedy(score, shapes, share, search.step, watch) for share in search.shares}
+    if search.method == "exchange":
+        moving = {"rounds": search.rounds, "step": search.step, "watch": watch}
+        return {share: exchange(score, score.worth, shapes, share, **moving) for share in search.shares}
     table = measure_sensitivity(score, shapes, search.step, watch)
     found = {share: table.allocate(share) for share in search.shares}
     if search.method == "sensitivity":
