@@ -5,6 +5,9 @@ import os
 # before transformers is imported anywhere: it reads this once
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# two workers share two cores; more threads than cores make small models several times slower. Before torch and numpy are imported,
+# and for the processes that tests start
+os.environ["OMP_NUM_THREADS"] = os.environ["KVPRESS_THREADS"] = "1"
 # before a kernel is decorated: tests run kernels in Triton's interpreter; compile-only tests start a process without it
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -16,7 +19,6 @@ from pathlib import Path
 import pytest
 import torch
 
-# two workers share two cores; more threads than cores make small models several times slower
 torch.set_num_threads(1)
 
 #: puts one BOS in front itself, as Llama's template does

@@ -4,6 +4,7 @@
     python -m kvpress_kernels.compile_report --json               the same rows as JSON
     python -m kvpress_kernels.compile_report --markdown --arch sm_90     the table of docs/kernels.md
     python -m kvpress_kernels.compile_report --arch sm_90 --op ragged_decode
+    python -m kvpress_kernels.compile_report --arch sm_80 gfx942 --main
 
 Needs no device. What is judged, and how, is in compiled.py.
 """
@@ -111,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--op", nargs="+", default=list(ops.OPS), choices=ops.OPS, metavar="NAME", help="ops to compile"
     )
     parser.add_argument("--arch", nargs="+", default=list(DEVICES), choices=list(DEVICES), help="architectures")
+    parser.add_argument("--main", action="store_true", help="only the configurations that the documentation shows")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a JSON list of rows")
     form.add_argument("--markdown", action="store_true", help="print the main configurations as a Markdown table")
@@ -124,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             use_cache(folder)
         started = time.monotonic()
         work = cases(options.op, options.arch)
-        rows = report([item for item in work if is_main(item[0].config)] if options.markdown else work)
+        rows = report([item for item in work if is_main(item[0].config)] if options.markdown or options.main else work)
     bad = sum(bool(row["problems"]) for row in rows)
     print(json.dumps(rows, indent=1) if options.json else markdown(rows) if options.markdown else table(rows))
     print(

@@ -101,17 +101,19 @@ def compiling(*arguments, folder):
 
 
 @pytest.mark.slow
-def test_every_shipped_configuration_compiles_well(tmp_path):
-    done = compiling("-m", "kvpress_kernels.compile_report", "--json", folder=tmp_path)
-    assert done.returncode in (0, 1), done.stderr[-3000:]
-    rows = json.loads(done.stdout)
+def test_shipped_configurations_compile_well(tmp_path):
+    """All of them on sm_90, the main ones on the others: all on all takes four minutes of two cores more (`compile_report` does it)."""
+    rows = []
+    for arguments in (["--arch", "sm_90"], ["--main", "--arch", "sm_80", "gfx942"]):
+        done = compiling("-m", "kvpress_kernels.compile_report", "--json", *arguments, folder=tmp_path)
+        assert done.returncode in (0, 1), done.stderr[-3000:]
+        rows += json.loads(done.stdout)
     problems = [
         f"{row['kernel']} [{row['config']}] on {row['arch']}: {sentence}"
         for row in rows
         for sentence in row["problems"]
     ]
     assert not problems, "\n" + "\n".join(problems)
-    assert done.returncode == 0
     assert all(list(row) == KEYS for row in rows)
     with_kernel = [op for op in ops.OPS if op not in ops.WITHOUT_KERNEL]
     assert {(row["kernel"], row["arch"]) for row in rows} == {
