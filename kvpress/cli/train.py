@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from kvpress.cli.console import err, out, print_json, quiet_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+#: of progress, where it is not drawn
+SECONDS_BETWEEN_LINES = 30.0
 
 app = typer.Typer(
     help="Train projections of keys and values (MatryoshkaKV), and search their ranks.", no_args_is_help=True
@@ -145,7 +148,10 @@ def _load(model: str, dtype: str, device: str | None) -> tuple[PreTrainedModel, 
 
 
 class _Bar:
-    """A progress bar that appears with the first thing it is told, so that a mistake before that is one line."""
+    """A progress bar that appears with the first thing it is told, so that a mistake before that is one line.
+
+    Where stderr is no terminal, such as in a log, a plain line every half minute.
+    """
 
     def __init__(self, what: str) -> None:
         from rich.progress import (
@@ -166,8 +172,17 @@ class _Bar:
         )
         self._bar = Progress(*columns, TimeRemainingColumn(), console=err, speed_estimate_period=600)
         self._line = self._bar.add_task(what, total=None)
+        self._what, self._began = what, time.monotonic()
+        self._said = self._began
 
     def __call__(self, done: int, total: int, what: str | None = None) -> None:
+        now = time.monotonic()
+        self._what = what or self._what
+        if not err.is_terminal:
+            if now - self._said >= SECONDS_BETWEEN_LINES:
+                self._said = now
+                err.print(f"{self._what}: {done} of {total}, {now - self._began:.0f} s", highlight=False)
+            return
         self._bar.start()
         self._bar.update(self._line, completed=done, total=total)
         if what is not None:
@@ -181,7 +196,8 @@ class _Bar:
 
     def close(self) -> None:
         """Leave the bar as it stands."""
-        self._bar.stop()
+        if err.is_terminal:
+            self._bar.stop()
 
 
 def _show(rows: list[dict[str, Any]], as_json: bool, head: dict[str, Any]) -> None:

@@ -38,6 +38,23 @@ def folder(tmp_path_factory):
     return place
 
 
+def test_a_log_gets_lines_of_progress_and_every_method_searches(kvpress, folder, monkeypatch):
+    monkeypatch.setattr("kvpress.cli.train.SECONDS_BETWEEN_LINES", 0.0)
+    train = ["-m", folder / "model", "-r", folder / "recipe.yaml", "--dtype", "float32"]
+    code, _, err = kvpress("train", "projections", *train, "-o", folder / "log", "--no-judge")
+    assert code == 0, err
+    assert "reading: 1 of 4, " in err
+    assert ": 4 of 4, " in err
+    path = folder / "log" / "projection.safetensors"
+    for method in ("greedy", "exchange", "evolution"):
+        code, _, err = kvpress("train", "ranks", path, *train, "--method", method)
+        assert code == 0, err
+        assert "searching: " in err
+        assert "judging: " in err
+        (table,) = load_projection(path).header.tables
+        assert (table.share, table.method) == (0.5, method)
+
+
 def test_from_a_recipe_to_an_answer(kvpress, folder):
     train = ["train", "projections", "-m", folder / "model", "-r", folder / "recipe.yaml", "--dtype", "float32"]
     code, out, err = kvpress(*train, "-o", folder / "one", "--json")
