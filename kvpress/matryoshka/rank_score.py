@@ -24,10 +24,15 @@ NO_NUMBER = "a rank search met a divergence that is no number: check the model's
 
 
 class RankScore:
-    """A context in which `score(ranks)` and `score(ranks, windows)` work. bases: in the model's dtype and on its device."""
+    """A context in which `score(ranks)` and `score(ranks, windows)` work.
+
+    bases: in the model's dtype and on its device. windows: [m, n] ids, whose second half is scored and whose first half is its context: an
+    error of a logit does more harm among many keys, so the windows should be as long as the contexts that will be served.
+    """
 
     def __init__(self, model: PreTrainedModel, bases: Bases, windows: Tensor) -> None:
         self.model, self.bases, self.windows = model, bases, windows.to(model.device)
+        self._n_scored = windows.shape[1] - windows.shape[1] // 2
         self._student = attached_student(model)
         self._teachers: dict[int, Tensor] = {}
         self._known: dict[tuple[Ranks, int], float] = {}
@@ -93,21 +98,23 @@ class RankScore:
         ]
         n_layers = len(self.bases.keys)
         bases = replace(self.bases, keys=tuple(scaled[:n_layers]), values=tuple(scaled[n_layers:]))
-        divergence = distance(teacher, self._read(ids, bases, Ranks.full(self.bases.shapes)), ids).kl.mean()
-        return torch.autograd.grad(divergence, leaves)
+        return torch.autograd.grad(self._divergence(teacher, ids, bases, Ranks.full(self.bases.shapes)), leaves)
 
     @torch.no_grad()
     def _one(self, ranks: Ranks, index: int) -> float:
         if (ranks, index) not in self._known:
             ids = self.windows[index : index + 1]
-            measured = distance(self._teacher(index, ids), self._read(ids, self.bases, ranks), ids)
-            self._known[(ranks, index)] = float(measured.kl.mean())
+            self._known[(ranks, index)] = float(self._divergence(self._teacher(index, ids), ids, self.bases, ranks))
         return self._known[(ranks, index)]
+
+    def _divergence(self, teacher: Tensor, ids: Tensor, bases: Bases, ranks: Ranks) -> Tensor:
+        student = self._read(ids, bases, ranks, logits_to_keep=self._n_scored)
+        return distance(teacher, student, ids[:, -self._n_scored :]).kl.mean()
 
     def _teacher(self, index: int, ids: Tensor) -> Tensor:
         if index in self._teachers:
             return self._teachers[index]
-        logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        logits: Tensor = self.model(input_ids=ids, use_cache=False, logits_to_keep=self._n_scored).logits
         if (len(self._teachers) + 1) * logits.nbytes <= MAX_LOGITS:
             self._teachers[index] = logits
         return logits
