@@ -37,15 +37,16 @@ class Start(_Fields):
 
 
 class Search(_Fields):
-    """How ranks are searched. shares: of the native bytes; windows, window: of the text that scores; step: by which ranks differ, None an eighth.
-    rounds: of an exchange, for each share. generations, children: of an evolution, which begins at what `sensitivity` finds."""
+    """How ranks are searched. shares: of the native bytes; windows, window: of the text that scores, as long as the contexts that will be
+    served; step: by which ranks differ, None an eighth; rounds: of an exchange, for each share. generations, children: of an evolution,
+    which begins at what `sensitivity` finds."""
 
-    method: Literal["greedy", "sensitivity", "exchange", "evolution"] = "sensitivity"
+    method: Literal["greedy", "sensitivity", "exchange", "evolution"] = "exchange"
     shares: Annotated[tuple[float, ...], Field(min_length=1)] = (0.75, 0.625, 0.5, 0.375, 0.25)
     windows: int = Field(default=2, ge=1)
-    window: int = Field(default=512, ge=2)
+    window: int = Field(default=2048, ge=2)
     step: int | None = Field(default=None, ge=8)
-    rounds: int = Field(default=8, ge=1)
+    rounds: int = Field(default=4, ge=1)
     generations: int = Field(default=20, ge=1)
     children: int = Field(default=16, ge=2)
     seed: int = Field(default=0, ge=0, lt=2**31)

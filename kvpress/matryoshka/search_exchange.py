@@ -21,7 +21,7 @@ def exchange(
     shapes: Shapes,
     share: float,
     *,
-    rounds: int = 8,
+    rounds: int = 4,
     step: int | None = None,
     watch: Watch = lambda done, total: None,
 ) -> Ranks:

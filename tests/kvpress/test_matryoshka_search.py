@@ -143,7 +143,7 @@ def test_an_exchange_stops_where_nothing_promises_more():
         step=STEP,
         watch=lambda *at: seen.append(at),
     )
-    assert seen == [(0, 8), (8, 8)]
+    assert seen == [(0, 4), (4, 4)]
 
 
 def divergences(model, windows, bases, ranks):

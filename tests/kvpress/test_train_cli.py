@@ -46,7 +46,7 @@ def test_a_log_gets_lines_of_progress_and_every_method_searches(kvpress, folder,
     assert "reading: 1 of 4, " in err
     assert ": 4 of 4, " in err
     path = folder / "log" / "projection.safetensors"
-    for method in ("greedy", "exchange", "evolution"):
+    for method in ("greedy", "sensitivity", "evolution"):
         code, _, err = kvpress("train", "ranks", path, *train, "--method", method)
         assert code == 0, err
         assert "searching: " in err
@@ -75,7 +75,7 @@ def test_from_a_recipe_to_an_answer(kvpress, folder):
     assert "50.0%" in out
     assert "searched" in out
     tables = load_projection(path).header.tables
-    assert [(table.share, table.method) for table in tables] == [(0.5, "sensitivity")]
+    assert [(table.share, table.method) for table in tables] == [(0.5, "exchange")]
 
     document = folder / "document.txt"
     document.write_text("The hen was called Duchess. " * 8)
