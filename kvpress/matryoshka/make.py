@@ -206,7 +206,7 @@ def _search(
     if search.method == "greedy":
         return {share: greedy(score, shapes, share, search.step, watch) for share in search.shares}
     if search.method == "exchange":
-        moving = {"rounds": search.rounds, "step": search.step, "watch": watch}
+        moving: dict[str, Any] = {"rounds": search.rounds, "step": search.step, "watch": watch}
         return {share: exchange(score, score.worth, shapes, share, **moving) for share in search.shares}
     table = measure_sensitivity(score, shapes, search.step, watch)
     found = {share: table.allocate(share) for share in search.shares}
