@@ -1,5 +1,5 @@
 # make demo   the built-in demo: full cache and two contracts side by side on a small model
-# make test   linters, type checker and the test suite (about 9 minutes on 2 cores with the installation, of which the compile checks of the kernels take two)
+# make test   linters, type checker and the test suite (about 20 minutes on 2 slow cores with the installation, of which the compile checks of the kernels take five)
 # make lint   linters and type checker only
 #
 # Each works on a bare machine: it makes .venv and installs the pinned versions of constraints.txt there once.
